@@ -1,7 +1,5 @@
 """Signatures and layouts that blocks share."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 from amaranth.hdl import Value, signed, unsigned
@@ -78,9 +76,8 @@ def command_fields(opcode: Opcode, words: Value) -> SimpleNamespace:
     """
     out = SimpleNamespace()
     for f in COMMANDS[opcode].fields:
-        if f.word >= FIRST_PAYLOAD_WORD or f.name not in ("opcode",) and f.word == 0:
+        if f.word >= FIRST_PAYLOAD_WORD:
             start = f.bit - 32 * FIRST_PAYLOAD_WORD
-            assert start >= 0, f.name
             value = words[start : start + f.width]
             setattr(out, f.name, value.as_signed() if f.signed else value)
     return out

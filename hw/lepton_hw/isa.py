@@ -307,10 +307,17 @@ _SYNC_WORD = tuple(
 )
 
 
-def _spec(opcode: Opcode, unit: Unit | None, doc: str, fields: tuple[Field, ...], *rules: Rule) -> CommandSpec:
+def _spec(
+    opcode: Opcode, unit: Unit | None, doc: str, fields: tuple[Field, ...], *rules: Rule
+) -> CommandSpec:
     pad = Field("_", 24, "")
     synced = opcode is not Opcode.END
-    body = (Field("opcode", 8, "the command", default=int(opcode)), pad, *(_SYNC_WORD if synced else ()), *fields)
+    body = (
+        Field("opcode", 8, "the command", default=int(opcode)),
+        pad,
+        *(_SYNC_WORD if synced else ()),
+        *fields,
+    )
     packed = tuple(f for f in _pack(body) if f.name != "_")
     return CommandSpec(opcode, unit, doc, packed, rules, {f.name: f for f in packed})
 
@@ -445,7 +452,7 @@ CONV = _spec(
         _count("out_height", 16, "rows of the tile"),
         _count("out_width", 16, "pixels a row of the tile"),
         Field("y_start", 16, "input row of the tile's first kernel tap", signed=True),
-        Field("x_start", 16, "input pixel of the tile's first kernel tap (ROWS: of a row's first sample)", signed=True),
+        Field("x_start", 16, "input pixel of the first tap (ROWS: of a row's first sample)", signed=True),
         _count("kernel_height", 8, "kernel rows"),
         _count("kernel_width", 8, "kernel taps a row (ROWS: at most the vertical rows of the array)"),
         _count("stride_y", 8, "input rows from output to output"),
@@ -542,7 +549,7 @@ OUTPUT = _spec(
         _count("pool_width", 8, "pixels a row of a pooling window"),
         _count("pool_stride_y", 8, "rows from window to window"),
         _count("pool_stride_x", 8, "pixels from window to window"),
-        Field("pool_y_start", 16, "tile row of the first window; taps outside the tile are skipped", signed=True),
+        Field("pool_y_start", 16, "tile row of the first window; taps outside are skipped", signed=True),
         Field("pool_x_start", 16, "tile pixel of the first window", signed=True),
         Field("parameters", 16, "first vector in the parameter memory"),
         Field("shift", 6, "per_tensor: TFLite shift, positive is left", signed=True),
@@ -629,9 +636,7 @@ RESCALE = _spec(
 
 SYNC = _spec(Opcode.SYNC, None, "Wait and post only, in the queue of `unit`.", (Field("unit", 2, "Unit"),))
 
-END = _spec(
-    Opcode.END, None, "The end of the program. What lies behind it is not read as commands.", ()
-)
+END = _spec(Opcode.END, None, "The end of the program. What lies behind it is not read as commands.", ())
 
 COMMANDS: dict[Opcode, CommandSpec] = {
     s.opcode: s for s in (LOAD, FILL, CONV, OUTPUT, RESCALE, STORE, SYNC, END)
@@ -683,7 +688,9 @@ class Command:
 
     def __repr__(self) -> str:
         spec = COMMANDS[self.opcode]
-        shown = (f"{f.name}={self.values[f.name]}" for f in spec.fields[1:] if self.values[f.name] != f.default)
+        shown = (
+            f"{f.name}={self.values[f.name]}" for f in spec.fields[1:] if self.values[f.name] != f.default
+        )
         return f"{self.opcode.name}({', '.join(shown)})"
 
 
@@ -809,7 +816,9 @@ class Checker:
         if isinstance(rule, Extent):
             total = self._value(command, rule.base) + self._value(command, rule.tail)
             for count, stride, shift in rule.terms:
-                total += (self._value(command, count) - 1) * self._value(command, stride) << self._number(shift)
+                total += (self._value(command, count) - 1) * self._value(command, stride) << self._number(
+                    shift
+                )
             info = spec.by_name[rule.blame].bit
             if isinstance(rule.limit, str) and rule.limit in self.windows:
                 first, last = self.windows[rule.limit]
@@ -825,7 +834,9 @@ class Checker:
                 self._value(command, rule.limit) if isinstance(rule.limit, str) else self._number(rule.limit)
             )
             if total > limit:
-                return CommandError(rule.code, info, f"{name}.{rule.blame}: reaches {total}, the limit is {limit}")
+                return CommandError(
+                    rule.code, info, f"{name}.{rule.blame}: reaches {total}, the limit is {limit}"
+                )
             return None
         f = spec.by_name[rule.field]
         value = command.values[rule.field]
@@ -839,7 +850,9 @@ class Checker:
             return CommandError(rule.code, f.bit, f"{name}.{f.name} must lie in [{low}, {high}], not {value}")
         multiple = self._number(rule.multiple)
         if value % multiple:
-            return CommandError(rule.code, f.bit, f"{name}.{f.name} must be a multiple of {multiple}, not {value}")
+            return CommandError(
+                rule.code, f.bit, f"{name}.{f.name} must be a multiple of {multiple}, not {value}"
+            )
         return None
 
 
@@ -857,9 +870,7 @@ def config_words(config: NPUConfig) -> tuple[int, int, int]:
         | config.patch_mode << 13
         | log2(BANKS) << 16
         | log2(SEMAPHORES) << 20,
-        log2(config.scratchpad_bytes)
-        | log2(config.weight_bytes) << 8
-        | log2(config.parameter_bytes) << 16,
+        log2(config.scratchpad_bytes) | log2(config.weight_bytes) << 8 | log2(config.parameter_bytes) << 16,
         log2(config.accumulator_depth)
         | log2(config.output_depth) << 8
         | log2(config.burst_beats) << 16
