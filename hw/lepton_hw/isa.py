@@ -540,6 +540,7 @@ OUTPUT = _spec(
         Field("pool_mode", 2, "PoolMode"),
         Field("residual", 1, "add a residual (constants: RESCALE)"),
         Field("per_tensor", 1, "multiplier and shift are those of this command; else the parameters'"),
+        Field("single_rounding", 1, "round the requantized sums once (TFLite's FULLY_CONNECTED); else twice"),
         Field("zero_point", 8, "zero point of the requantized sums", signed=True),
         Field("minimum", 8, "lower clamp of the requantized sums", signed=True, default=-128),
         Field("maximum", 8, "upper clamp of the requantized sums", signed=True, default=127),

@@ -11,9 +11,9 @@
     assert memory.read(0x2000, 64) == expected
     assert all(0x2000 <= address < 0x3000 for address, _ in memory.written)
 
-The channels are cocotbext-axi's; what they carry is decided here, because its memory cannot answer DECERR, nor
-fail one beat of a write. A beat with a fault reads as zeros and is not written; the other beats of the burst
-are. Addresses beyond the memory answer DECERR. A port may have the read or the write channels only.
+The channels are cocotbext-axi's; what they carry is decided here, because its memory cannot answer DECERR,
+nor fail one beat of a write. A beat with a fault reads as zeros and is not written; the other beats of the
+burst are. Addresses beyond the memory answer DECERR. A port may have the read or the write channels only.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
         await npu.start()                                        # clock, reset
         npu.memory.write(0x1_0000, tensor)
         npu.stall(0.3)                                           # random back-pressure on every channel
-        outcome = await npu.run(encode(commands), read_window=(0x0, 0x7_FFFF), write_window=(0x8_0000, 0xF_FFFF))
+        outcome = await npu.run(encode(commands), write_window=(0x8_0000, 0xF_FFFF))
         assert outcome.error is ErrorCode.NONE, outcome
         assert npu.memory.read(0x8_0000, 64) == expected
         await npu.finish()                                       # quiet buses, clean monitors

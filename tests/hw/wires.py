@@ -1,4 +1,4 @@
-"""A component without logic: bus ports of which every signal is an input, so that a bench drives both sides."""
+"""A component without logic: ports of which every signal is an input, so that a bench drives both sides."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def axi_lite_channels(data_width: int) -> Channels:
 
 
 class Wires(wiring.Component):
-    """Ports `<prefix>_<channel><field>`, with `valid` and `ready` for each channel; `clk`, `rst`, `extra` bits.
+    """Ports `<prefix>_<channel><field>`, with `valid` and `ready` for each channel; `clk`, `rst`, `extra`.
 
     Arguments:
         ports: channels of each port, by prefix.

@@ -1,8 +1,8 @@
 """Verilog text -> shared library of the in-process simulator, cached by content.
 
-A cache entry is a folder named by a hash of everything that decides its content: the Verilog, the harness, all
-flags, Verilator's version and the processor (the code is compiled for the machine at hand). A finished entry
-needs neither Verilator's output nor a compiler any more.
+A cache entry is a folder named by a hash of everything that decides its content: the Verilog, the harness,
+all flags, Verilator's version and the processor (the code is compiled for the machine at hand). A finished
+entry needs no compiler any more.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _processor() -> str:
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
     wanted = ("vendor_id", "model name", "flags", "Features", "CPU part")
-    first = {}
+    first: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
         if name.strip() in wanted:
@@ -281,7 +281,7 @@ def _build_entry(
     work.mkdir()
     try:
         _compile(verilog, waves, flags, work)
-        manifest = {"sha256": _digest_of(work / _LIBRARY), "verilator": verilator_version(), "waves": waves.value}
+        manifest = {"sha256": _digest_of(work / _LIBRARY), "verilator": verilator_version()}
         (work / _MANIFEST).write_text(json.dumps(manifest, indent=2))
         shutil.rmtree(entry, ignore_errors=True)  # a broken entry
         work.rename(entry)

@@ -19,7 +19,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -123,17 +122,16 @@ class Simulator {
   public:
     static constexpr size_t bus_bytes() { return kBusBytes; }
 
-    Simulator(uint64_t memory_bytes, const Options& options)
+    // The memory belongs to the caller and outlives the simulator.
+    Simulator(uint8_t* memory, uint64_t memory_bytes, const Options& options)
         : options_(options),
+          memory_(memory),
           memory_bytes_(memory_bytes),
-          // calloc: the operating system hands out zero pages only when they are touched.
-          memory_(static_cast<uint8_t*>(std::calloc(memory_bytes, 1)), &std::free),
           context_(std::make_unique<VerilatedContext>()),
           reads_(options.read_outstanding),
           writes_(options.write_outstanding),
           responses_(options.write_outstanding),
           early_(kEarlyBeats) {
-        if (!memory_) throw std::bad_alloc();
 #if defined(LEPTON_TRACE)
         context_->traceEverOn(true);
 #endif
@@ -150,7 +148,6 @@ class Simulator {
         top_->final();
     }
 
-    uint8_t* memory() { return memory_.get(); }
     uint64_t cycle() const { return cycle_; }
     uint64_t read_beats() const { return read_beats_; }
     uint64_t write_beats() const { return write_beats_; }
@@ -426,7 +423,7 @@ class Simulator {
         Burst& burst = writes_.front();
         const uint64_t word = burst.address & ~uint64_t{kBusBytes - 1};
         if (word < memory_bytes_) {
-            uint8_t* to = memory_.get() + word;
+            uint8_t* to = memory_ + word;
             constexpr uint32_t all = static_cast<uint32_t>((uint64_t{1} << kBusBytes) - 1);
             if (beat.strobe == all) {
                 std::memcpy(to, beat.data.data(), kBusBytes);
@@ -504,7 +501,7 @@ class Simulator {
         const uint64_t word = burst.address & ~uint64_t{kBusBytes - 1};
         const bool inside = word < memory_bytes_;
         if (inside) {
-            std::memcpy(&top.m_axi_rdata, memory_.get() + word, kBusBytes);
+            std::memcpy(&top.m_axi_rdata, memory_ + word, kBusBytes);
         } else {
             std::memset(&top.m_axi_rdata, 0, kBusBytes);
         }
@@ -517,8 +514,8 @@ class Simulator {
     }
 
     const Options options_;
+    uint8_t* const memory_;
     const uint64_t memory_bytes_;
-    std::unique_ptr<uint8_t, void (*)(void*)> memory_;
     std::unique_ptr<VerilatedContext> context_;
     std::unique_ptr<Top> top_;
     uint64_t cycle_ = 0;
@@ -556,9 +553,9 @@ Result guarded(Simulator* simulator, Result failed, Body body) {
 
 API uint32_t lepton_bus_bytes() { return Simulator::bus_bytes(); }
 
-API Simulator* lepton_create(uint64_t memory_bytes, const Options* options) {
+API Simulator* lepton_create(uint8_t* memory, uint64_t memory_bytes, const Options* options) {
     try {
-        return new Simulator(memory_bytes, *options);
+        return new Simulator(memory, memory_bytes, *options);
     } catch (const std::exception&) {
         return nullptr;
     }
@@ -578,8 +575,6 @@ API int lepton_csr_read(Simulator* simulator, uint32_t address, uint32_t* data) 
 API int lepton_csr_write(Simulator* simulator, uint32_t address, uint32_t data) {
     return guarded(simulator, -1, [&] { return simulator->csr_write(address, data); });
 }
-
-API uint8_t* lepton_memory(Simulator* simulator) { return simulator->memory(); }
 
 API uint64_t lepton_step(Simulator* simulator, uint64_t cycles) {
     return guarded(simulator, uint64_t{0}, [&] { return simulator->step(cycles); });

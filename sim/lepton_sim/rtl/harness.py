@@ -45,14 +45,14 @@ class MemoryTiming:
     bandwidth: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (("latency", 1, 1 << 20), ("write_latency", 1, 1 << 20), ("outstanding", 1, 4096)):
+        for name, high in (("latency", 1 << 20), ("write_latency", 1 << 20), ("outstanding", 4096)):
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} must be in {low}..{high}, not {value}")
+            if not 1 <= value <= high:
+                raise ValueError(f"{name} must be in 1..{high}, not {value}")
         if self.bandwidth is not None:
             beats, cycles = self.bandwidth
             if not (1 <= beats <= 1 << 20 and 1 <= cycles <= 1 << 20):
-                raise ValueError(f"bandwidth must be (beats, cycles) of 1..{1 << 20} each, not {self.bandwidth}")
+                raise ValueError(f"bandwidth must be two numbers in 1..{1 << 20}, not {self.bandwidth}")
 
 
 class _Options(ctypes.Structure):
@@ -73,12 +73,11 @@ def _load(path: Path) -> ctypes.CDLL:
     u32, u64, pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
     signatures: dict[str, tuple[object, list[object]]] = {
         "bus_bytes": (u32, []),
-        "create": (pointer, [u64, ctypes.POINTER(_Options)]),
+        "create": (pointer, [pointer, u64, ctypes.POINTER(_Options)]),
         "destroy": (None, [pointer]),
         "reset": (None, [pointer, u64]),
         "csr_read": (ctypes.c_int, [pointer, u32, ctypes.POINTER(u32)]),
         "csr_write": (ctypes.c_int, [pointer, u32, u32]),
-        "memory": (pointer, [pointer]),
         "step": (u64, [pointer, u64]),
         "run_until_irq": (u64, [pointer, u64]),
         "irq": (ctypes.c_int, [pointer]),
@@ -100,36 +99,39 @@ class Harness:
 
     Args:
         library: path of the shared library.
-        memory_bytes: size of the memory, which starts at address 0: a multiple of 4096 up to 4 GiB. Pages
-            that are never touched cost nothing. Addresses beyond it answer DECERR.
+        memory: the memory, uint8 [multiple of 4096, up to 4 GiB]; byte i has address i, and addresses beyond
+            the end answer DECERR. It is used in place: what the NPU writes appears in it. `np.zeros` makes
+            one whose pages cost nothing until they are touched.
         timing: latencies and bandwidth of the memory.
 
     Raises:
-        ValueError: `memory_bytes` is out of range.
-        MemoryError: the memory cannot be allocated.
+        ValueError: `memory` has another type or size.
+        MemoryError: the simulator cannot be allocated.
     """
 
-    def __init__(self, library: Path, *, memory_bytes: int, timing: MemoryTiming | None = None) -> None:
+    def __init__(self, library: Path, memory: NDArray[np.uint8], timing: MemoryTiming | None = None) -> None:
         self._handle: int | None = None
-        if memory_bytes % 4096 or not 4096 <= memory_bytes <= 1 << 32:
-            raise ValueError(f"memory_bytes must be a multiple of 4096 in 4096..{1 << 32}, not {memory_bytes}")
+        if memory.dtype != np.uint8 or memory.ndim != 1 or not memory.flags.carray:
+            raise ValueError(f"memory must be a contiguous uint8 vector, not {memory.dtype} {memory.shape}")
+        if memory.size % 4096 or not 4096 <= memory.size <= 1 << 32:
+            raise ValueError(
+                f"the memory's size must be a multiple of 4096 in 4096..{1 << 32}, not {memory.size}"
+            )
         timing = MemoryTiming() if timing is None else timing
         beats, cycles = timing.bandwidth or (0, 0)
         options = _Options(
             timing.latency, timing.write_latency, timing.outstanding, timing.outstanding, beats, cycles
         )
         self._library = _load(library)
-        self._handle = self._library.lepton_create(memory_bytes, ctypes.byref(options))
+        self._memory = memory  # keeps it alive
+        self._handle = self._library.lepton_create(memory.ctypes.data, memory.size, ctypes.byref(options))
         if not self._handle:
-            raise MemoryError(f"no memory for a simulator with {memory_bytes} bytes")
-        view = (ctypes.c_uint8 * memory_bytes).from_address(self._library.lepton_memory(self._handle))
-        self._memory: NDArray[np.uint8] = np.frombuffer(view, dtype=np.uint8)
+            raise MemoryError(f"the simulator of {library} cannot be created")
         self.reset()
 
     @property
     def memory(self) -> NDArray[np.uint8]:
-        """The memory itself, uint8 [memory_bytes]: no copy, valid until `close`."""
-        self._alive()
+        """The memory that was given, uint8 [bytes]."""
         return self._memory
 
     @property
@@ -220,11 +222,10 @@ class Harness:
         self._library.lepton_trace_close(self._alive())
 
     def close(self) -> None:
-        """Frees the simulator and its memory. Calling it again does nothing."""
+        """Frees the simulator. Calling it again does nothing."""
         if self._handle:
             self._library.lepton_destroy(self._handle)
             self._handle = None
-            self._memory = np.zeros(0, np.uint8)
 
     def __enter__(self) -> Harness:
         return self
