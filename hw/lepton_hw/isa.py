@@ -796,7 +796,7 @@ class Checker:
                 message = "CONV starts a tile before OUTPUT has taken the one before"
             elif not command.first and (tile is None or tile.complete):
                 message = "CONV goes on with a tile that is not open"
-            elif not command.first and (command.out_height, command.out_width) != (tile.height, tile.width):
+            elif tile is not None and (command.out_height, command.out_width) != (tile.height, tile.width):
                 message = "CONV goes on with a tile of another size"
             elif not (command.first and command.last) and command.out_blocks != 1:
                 message = "a tile summed by several CONVs has one block of output channels"

@@ -260,10 +260,10 @@ def build_library(
         with _locked(cache / f"{key}.lock", progress):
             if not _is_complete(entry):
                 _build_entry(verilog, waves, flags, entry, progress)
-    except PermissionError as error:
+    except OSError as error:
         raise ToolError(
             f"the cache folder {cache} cannot be written ({error}). "
-            "Set LEPTON_CACHE to a folder that can be, or correct its permissions."
+            "Set LEPTON_CACHE to a folder that can be, or make room or correct its permissions."
         ) from error
     return entry / _LIBRARY
 
@@ -275,7 +275,21 @@ def _build_entry(
     if progress is not None:
         variant = "" if waves is Waves.NONE else f" with {waves.value.upper()} waveforms"
         progress(f"building the RTL simulator{variant} (once for this configuration, up to a minute)")
-    compiler_path()  # a missing compiler should be told before Verilator runs for half a minute
+    # What is missing should be told before Verilator and the compiler run for half a minute.
+    compiler = compiler_path()
+    if waves is Waves.FST:
+        probe = [
+            compiler,
+            "-fsyntax-only",
+            "-include",
+            "lz4.h",
+            "-include",
+            "zlib.h",
+            "-x",
+            "c++",
+            os.devnull,
+        ]
+        _run(probe, entry.parent, "a check for the headers lz4.h and zlib.h", _remedy(waves))
     work = entry.with_name(f"{entry.name}.building")
     shutil.rmtree(work, ignore_errors=True)  # left by a build that was killed
     work.mkdir()

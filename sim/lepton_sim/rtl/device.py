@@ -15,7 +15,7 @@ from lepton_hw.isa import COUNTERS, CSR, ISA_VERSION, MAGIC, Control, ErrorCode,
 
 from ..device import Device, RunResult, Window, describe_error
 from .build import Waves, build_library
-from .harness import Harness, HarnessError, MemoryTiming
+from .harness import Harness, HarnessError, MemoryTiming, check_memory_bytes
 
 __all__ = ["RtlDevice"]
 
@@ -70,6 +70,7 @@ class RtlDevice(Device):
         memory_bytes: int = 1 << 26,
         progress: Callable[[str], None] | None = _tell,
     ) -> None:
+        check_memory_bytes(memory_bytes)
         super().__init__(config, memory_bytes)
         if not 0 <= watchdog < 1 << 32:
             raise ValueError(f"watchdog must be in 0..{(1 << 32) - 1}, not {watchdog}")

@@ -463,8 +463,9 @@ class Simulator {
             const int64_t cap = cost + options_.bandwidth_beats - 1;
             credit_ = std::min<int64_t>(credit_ + options_.bandwidth_beats, cap);
             read_grant = false;
+            const bool write_first = write_first_;
             for (int turn = 0; turn < 2; ++turn) {
-                const bool write_turn = (turn == 0) == write_first_;
+                const bool write_turn = (turn == 0) == write_first;
                 if (credit_ < cost) break;
                 if (write_turn && !write_granted_) {
                     write_granted_ = true;

