@@ -89,7 +89,7 @@ class _Product:
 
 @dataclass(frozen=True)
 class _Sum:
-    """An Extent: `initial` plus the products is at most `limit`; the first product's stride not below `floor`."""
+    """An Extent: `initial` plus the products is at most `limit`, and the first stride not below `floor`."""
 
     products: tuple[_Product, ...]
     initial: int
@@ -144,7 +144,9 @@ class CommandChecker(wiring.Component):
         ]
         assert sorted(COMMANDS) == list(range(1, max(COMMANDS) + 1))
 
-        tile = SimpleNamespace(open=Signal(), complete=Signal(), height=Signal(16), width=Signal(16), blocks=Signal(12))
+        tile = SimpleNamespace(
+            open=Signal(), complete=Signal(), height=Signal(16), width=Signal(16), blocks=Signal(12)
+        )
         rules = {_PROGRAM: self._program_rules()}
         sums = {_PROGRAM: self._program_sums()}
         for spec in COMMANDS.values():
@@ -210,7 +212,13 @@ class CommandChecker(wiring.Component):
                     self.beats.ready.eq(~self.check_program),
                     self.empty.eq(count == 0),
                 ]
-                m.d.sync += [step.eq(0), product_step.eq(0), evaluated.eq(0), code.eq(ErrorCode.NONE), info.eq(0)]
+                m.d.sync += [
+                    step.eq(0),
+                    product_step.eq(0),
+                    evaluated.eq(0),
+                    code.eq(ErrorCode.NONE),
+                    info.eq(0),
+                ]
                 with m.If(self.check_program):
                     m.d.sync += program.eq(1)
                     m.next = "RULES"
@@ -264,7 +272,7 @@ class CommandChecker(wiring.Component):
     def _reserved(
         self, m: Module, key: Signal, command: Signal, count: Signal, accept: Signal
     ) -> tuple[Signal, Signal]:
-        """Looks at each beat in the cycle after it came. Returns whether a reserved bit is set, and its word."""
+        """Looks at each beat in the cycle after it came: is a reserved bit set, and in which word?"""
         words = self._config.bus_width // 32
         fresh, number = Signal(), Signal.like(count)
         m.d.sync += [fresh.eq(accept), number.eq(count)]
@@ -283,7 +291,7 @@ class CommandChecker(wiring.Component):
         first = _first_set(m, offends)
         found, word = Signal(), Signal(range(COMMAND_WORDS))
         with m.If(fresh & ~found & offends.any()):
-            m.d.sync += [found.eq(1), word.eq(Cat(first, number))]
+            m.d.sync += [found.eq(1), word.eq(number * words + first)]
         return found, word
 
     def _program_rules(self) -> list[_Rule]:
@@ -294,7 +302,10 @@ class CommandChecker(wiring.Component):
         ]
 
     def _program_sums(self) -> list[_Sum]:
-        products = tuple(_Product(None, Value.cast(v)) for v in (self.settings.program_address, self.settings.program_bytes))
+        products = tuple(
+            _Product(None, Value.cast(v))
+            for v in (self.settings.program_address, self.settings.program_bytes)
+        )
         return [
             _Sum(
                 products,
@@ -324,7 +335,9 @@ class CommandChecker(wiring.Component):
                 low, high = self._number(rule.low, field.low), self._number(rule.high, field.high)
                 multiple = self._number(rule.multiple, 1)
                 if multiple & (multiple - 1):
-                    raise ValueError(f"{spec.opcode.name}.{rule.field}: multiple must be a power of two, not {multiple}")
+                    raise ValueError(
+                        f"{spec.opcode.name}.{rule.field}: multiple must be a power of two, not {multiple}"
+                    )
                 if low > field.low:
                     broken.append(value == 0 if (field.low, low) == (0, 1) else value < low)
                 if high < field.high:
@@ -343,10 +356,14 @@ class CommandChecker(wiring.Component):
             "read": (self.settings.read_first, self.settings.read_last),
             "write": (self.settings.write_first, self.settings.write_last),
         }
-        positive = {r.field for r in spec.rules if isinstance(r, Range) and not r.when and self._number(r.low, 0) >= 1}
+        positive = {
+            r.field for r in spec.rules if isinstance(r, Range) and not r.when and self._number(r.low, 0) >= 1
+        }
 
         def value(name: str) -> Value:
-            return getattr(tile, name.removeprefix("tile_")) if name.startswith("tile_") else getattr(view, name)
+            return (
+                getattr(tile, name.removeprefix("tile_")) if name.startswith("tile_") else getattr(view, name)
+            )
 
         def must_be_positive(name: str) -> None:
             if not name.startswith("tile_") and name not in positive:
@@ -424,16 +441,15 @@ class CommandChecker(wiring.Component):
             with m.Case(Opcode.OUTPUT):
                 m.d.sync += tile.open.eq(0)
 
-    def _extents(
-        self, m: Module, key: Signal, sums: dict[int, list[_Sum]], step: Signal
-    ) -> SimpleNamespace:
+    def _extents(self, m: Module, key: Signal, sums: dict[int, list[_Sum]], step: Signal) -> SimpleNamespace:
         """The multiplier and its pipeline; starts when `run` rises with `step` at 0.
 
         Returns:
             `run` to drive, `broken` with `code` and `info` of the first Extent that is broken, `finished`.
         """
         flat = {
-            k: [(s, i, product) for s in its for i, product in enumerate(s.products)] for k, its in sums.items()
+            k: [(s, i, product) for s in its for i, product in enumerate(s.products)]
+            for k, its in sums.items()
         }
         bits = max(s.highest for its in sums.values() for s in its).bit_length()
 
@@ -510,7 +526,9 @@ class CommandChecker(wiring.Component):
 
         # Compare
         limit = Signal(32)
-        out = SimpleNamespace(run=run, broken=Signal(), code=Signal(ErrorCode), info=Signal(9), finished=Signal())
+        out = SimpleNamespace(
+            run=run, broken=Signal(), code=Signal(ErrorCode), info=Signal(9), finished=Signal()
+        )
 
         def verdict(s: _Sum, i: int, product: _Product, n: int) -> Sequence[Any]:
             if i < len(s.products) - 1:
@@ -556,7 +574,7 @@ def _tile_rules(spec: CommandSpec, view: SimpleNamespace, tile: SimpleNamespace)
 
 def _first_set(m: Module, bits: Signal) -> Signal:
     """Index of the lowest bit that is set."""
-    out = Signal(range(len(bits)), name=f"first_{bits.name}")
+    out = Signal(range(max(2, len(bits))), name=f"first_{bits.name}")
     for i in reversed(range(len(bits))):
         with m.If(bits[i]):
             m.d.comb += out.eq(i)

@@ -16,7 +16,7 @@ A run goes through these states:
 | --- | --- | --- |
 | IDLE | nothing | START: counters, errors, semaphores and units are cleared |
 | PROGRAM | address and length of the program are checked | to RUN, or to FINISH with an error |
-| RUN | commands are fetched, checked, dispatched | at END, a command that is wrong, or the program's end: to FINISH |
+| RUN | commands are fetched, checked, dispatched | END, a wrong command, the program's end: to FINISH |
 | FINISH | what was dispatched runs to its end | all idle: interrupt, IDLE |
 | STOP | one cycle: units drop their work | to DRAIN |
 | DRAIN | the bus gives what it owes | all idle: interrupt, IDLE; the watchdog: interrupt, HUNG |
@@ -80,8 +80,8 @@ class ControlUnit(wiring.Component):
         csr: the host's registers.
         fetch: command fetches, ID 1.
         irq: interrupt, a level.
-        load, compute, output, store: the units. `clear` is high for one cycle: at each start, and when an error
-            ends the run at once. From then on `done` and `fault` do not count, until the next start.
+        load, compute, output, store: the units. `clear` is high for one cycle: at each start, and when an
+            error ends the run at once. From then on `done` and `fault` do not count, until the next start.
         events: for the counters.
         progress: one bit a unit, in the order of isa.Unit: it moved data. Keeps the watchdog quiet; commands,
             fetches and semaphores are seen here.
@@ -165,7 +165,12 @@ class ControlUnit(wiring.Component):
         m.d.comb += quiet.eq(~(fetch.busy | Cat(port.busy for port in ports.values()).any()))
         empty = Cat(s.idle for s in sequencers.values()).all()
         expired = Signal()
-        moving = fetch.progress | checker.working | self.progress.any() | Cat(s.progress for s in sequencers.values()).any()
+        moving = (
+            fetch.progress
+            | checker.working
+            | self.progress.any()
+            | Cat(s.progress for s in sequencers.values()).any()
+        )
         _watchdog(m, settings.watchdog, ~registers.busy | moving | accepted | drop_work, expired)
 
         def report() -> None:
@@ -370,7 +375,11 @@ def _failure(
         own = Signal(TICKET_BITS, name=f"{unit.name.lower()}_fault_age")
         m.d.comb += own.eq(Mux(port.fault, _age(issued, sequencers[unit].fault_ticket), 0))
         older = own > best
-        best, code, info = Mux(older, own, best), Mux(older, port.fault_code, code), Mux(older, port.fault_info, info)
+        best, code, info = (
+            Mux(older, own, best),
+            Mux(older, port.fault_code, code),
+            Mux(older, port.fault_info, info),
+        )
     own = Signal(TICKET_BITS, name="overflow_age")
     m.d.comb += own.eq(Mux(semaphores.overflow, _age(issued, posting), 0))
     older = own > best

@@ -82,7 +82,7 @@ class LoadUnit(wiring.Component):
         valid, error = Signal(), Signal()
         resp = Signal(2)
         beat = Signal(beat_layout(config, self._tag))
-        beat_data = Signal(config.bus_width)
+        beat_data = Signal(config.bus_width, reset_less=True)
         accepted = Signal()
 
         failing = Signal()  # that beat came with an error

@@ -315,17 +315,24 @@ class OutputStage(wiring.Component):
             m.d.sync += kept.eq(decided)
         m.d.comb += [operation.eq(Mux(first_group, decided, kept)), operation.group.eq(group)]
 
-        # Read the sums; release them (at once where no later window can read them again).
+        # Read the sums; release them: a block's last entries when its last vector has started, so that `written`
+        # is never more than the buffer's depth beyond an entry that is compared with it; those before at once
+        # where no later window can read them again.
         base, block_end = Signal(entry_bits(config)), Signal(entry_bits(config))
         blocks_left = Signal(range(1 << 12))
         reads, read_over, block_over = Signal(), Signal(), Signal()
-        remaining = Signal(entry_bits(config))
+        remaining, after_read = Signal(entry_bits(config)), Signal(entry_bits(config))
         m.d.comb += [
             reads.eq(operation.valid & (operation.work == Work.SUMS)),
             self.sums.enable.eq(reads & operation.inside),
             self.sums.address.eq(operation.entry),
+            after_read.eq(operation.entry + 1),
             read_over.eq(
-                reads & operation.inside & ~operation.block_last & last_group & (output.pool_mode == PoolMode.NONE)
+                reads
+                & operation.inside
+                & last_group
+                & (output.pool_mode == PoolMode.NONE)
+                & (after_read != block_end)
             ),
             block_over.eq(reads & operation.block_last & last_group),
             remaining.eq(self.written - block_end),
@@ -334,12 +341,11 @@ class OutputStage(wiring.Component):
         with m.If(read_over):
             m.d.sync += [
                 self.release.valid.eq(1),
-                self.release.count.eq((operation.entry + 1 - base)[: entry_bits(config)]),
-                base.eq(operation.entry + 1),
+                self.release.count.eq((after_read - base)[: entry_bits(config)]),
+                base.eq(after_read),
             ]
         with m.If(block_over):
             m.d.sync += closing.eq(1)
-        # Some entry of the block is unreleased, so `written` is at most the depth minus one beyond its end.
         with m.Elif(closing & ~remaining[-1]):
             m.d.sync += [
                 closing.eq(0),

@@ -16,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from .block_ram import BlockRAM
 from .config import BANKS, NPUConfig
 from .interfaces import VectorRead
 
@@ -123,16 +124,14 @@ class Scratchpad(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        reads, writes = [], []
+        config = self._config
+        banks = []
         for i in range(BANKS):
-            bank = memory.Memory(
-                shape=8 * self._config.array_size, depth=self._config.scratchpad_vectors // BANKS, init=[]
-            )
+            bank = BlockRAM(8 * config.array_size, config.scratchpad_vectors // BANKS, granularity=8)
             m.submodules[f"bank{i}"] = bank
-            writes.append(bank.write_port(granularity=8))
-            reads.append(bank.read_port())
-        self._read(m, reads)
-        self._write(m, writes)
+            banks.append(bank)
+        self._read(m, banks)
+        self._write(m, banks)
         return m
 
     def _window(self, m: Module, name: str, address: Value) -> tuple[Value, list[Value], list[Value]]:
@@ -149,7 +148,7 @@ class Scratchpad(wiring.Component):
         rows = [Mux(bank == BANKS - 1, after, row), *[row] * (BANKS - 1)]
         return offset, touched, rows
 
-    def _read(self, m: Module, banks: list[memory.ReadPort]) -> None:
+    def _read(self, m: Module, banks: list[BlockRAM]) -> None:
         n, bus = self._config.array_size, self._config.bus_bytes
         residual, store = self.residual.request, self.store.request
         offset, store_touches, store_rows = self._window(m, "store_read", store.payload)
@@ -170,26 +169,26 @@ class Scratchpad(wiring.Component):
             m.d.comb += [
                 feeder_wants[i].eq(Cat(*wants).any()),
                 store_blocked[i].eq((feeder_wants[i] | residual_wants) & store_touches[i]),
-                bank.addr.eq(row),
-                bank.en.eq(feeder_wants[i] | residual_wants | (store.valid & store_touches[i])),
+                bank.read.address.eq(row),
+                bank.read.enable.eq(feeder_wants[i] | residual_wants | (store.valid & store_touches[i])),
             ]
         m.d.comb += [
             residual.ready.eq(~_select(list(feeder_wants), residual.payload[:_BANK_BITS])),
             store.ready.eq(~store_blocked.any()),
         ]
 
-        outputs = [bank.data for bank in banks]
+        outputs = [bank.read.data for bank in banks]
         readers = [(f"feeder{i}", port.address, port.data) for i, port in enumerate(self.feeder)]
         for name, address, value in [*readers, ("residual", residual.payload, self.residual.data)]:
             source = Signal(_BANK_BITS, name=f"{name}_bank")
-            vector = Signal(8 * n, name=f"{name}_vector")
+            vector = Signal(8 * n, name=f"{name}_vector", reset_less=True)
             m.d.sync += [source.eq(address[:_BANK_BITS]), vector.eq(_select(outputs, source))]
             m.d.comb += value.eq(vector)
 
         # Byte i of the store's vector is that of the window's first vector if i >= offset, else of the next.
         first_bank = store.payload[exact_log2(n) :][:_BANK_BITS]
-        store_vector = Signal(8 * n)
-        window = Signal(8 * bus)
+        store_vector = Signal(8 * n, reset_less=True)
+        window = Signal(8 * bus, reset_less=True)
         for i in range(n):
             source = Signal(_BANK_BITS, name=f"store_bank{i}")
             lane = slice(8 * i, 8 * i + 8)
@@ -202,14 +201,14 @@ class Scratchpad(wiring.Component):
         m.d.sync += window.eq(_rotate(store_vector, offset2, -8))
         m.d.comb += self.store.data.eq(window)
 
-    def _write(self, m: Module, banks: list[memory.WritePort]) -> None:
+    def _write(self, m: Module, banks: list[BlockRAM]) -> None:
         n, bus = self._config.array_size, self._config.bus_bytes
         beat = self.load.payload
         offset, load_touches, load_rows = self._window(m, "load_write", beat.address)
 
-        output_data = Signal(8 * n)
-        load_data = Signal(8 * n)  # byte i: what may go to byte i of a vector
-        output_row = Signal(len(banks[0].addr))
+        output_data = Signal(8 * n, reset_less=True)
+        load_data = Signal(8 * n, reset_less=True)  # byte i: what may go to byte i of a vector
+        output_row = Signal(len(banks[0].write_address))
         m.d.sync += [
             output_data.eq(self.output.data),
             output_row.eq(self.output.address[_BANK_BITS:]),
@@ -227,14 +226,14 @@ class Scratchpad(wiring.Component):
             output_wants = Signal(name=f"output_wants{i}")
             output_writes = Signal(name=f"output_writes{i}")
             load_mask = Signal(n, name=f"load_mask{i}")
-            load_row = Signal(len(bank.addr), name=f"load_row{i}")
+            load_row = Signal(len(bank.write_address), name=f"load_row{i}")
             is_first = first_bank == i
             m.d.comb += [
                 output_wants.eq(self.output.enable & (self.output.address[:_BANK_BITS] == i)),
                 clash[i].eq(output_wants & load_touches[i]),
-                bank.en.eq(load_mask | output_writes.replicate(n)),
-                bank.addr.eq(Mux(output_writes, output_row, load_row)),
-                bank.data.eq(Mux(output_writes, output_data, load_data)),
+                bank.write_enable.eq(load_mask | output_writes.replicate(n)),
+                bank.write_address.eq(Mux(output_writes, output_row, load_row)),
+                bank.write_data.eq(Mux(output_writes, output_data, load_data)),
             ]
             m.d.sync += [
                 output_writes.eq(output_wants),

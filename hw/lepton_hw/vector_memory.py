@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from amaranth.hdl import Const, Module, Signal
-from amaranth.lib import memory, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 from amaranth.utils import exact_log2
 
+from .block_ram import BlockRAM
 from .config import NPUConfig
 from .interfaces import BeatWrite, VectorRead
 
@@ -59,9 +60,7 @@ class VectorMemory(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         n, bus = self._config.array_size, self._config.bus_bytes
-        m.submodules.storage = storage = memory.Memory(shape=8 * n, depth=self._depth, init=[])
-        write = storage.write_port(granularity=8 * bus)
-        read = storage.read_port()
+        m.submodules.storage = storage = BlockRAM(8 * n, self._depth, granularity=8 * bus)
 
         # A vector is one beat or several: the low bits of the beat's number choose its part.
         beats = n // bus
@@ -70,18 +69,18 @@ class VectorMemory(wiring.Component):
         for i in range(beats):
             chosen = part == i if beats > 1 else Const(1)
             m.d.comb += [
-                write.en[i].eq(self.write.enable & chosen),
-                write.data[8 * bus * i : 8 * bus * (i + 1)].eq(self.write.data),
+                storage.write_enable[i].eq(self.write.enable & chosen),
+                storage.write_data[8 * bus * i : 8 * bus * (i + 1)].eq(self.write.data),
             ]
         m.d.comb += [
-            write.addr.eq(beat[exact_log2(beats) :]),
-            read.addr.eq(self.read.address),
-            read.en.eq(self.read.enable),
+            storage.write_address.eq(beat[exact_log2(beats) :]),
+            storage.read.address.eq(self.read.address),
+            storage.read.enable.eq(self.read.enable),
         ]
         if self._latency == 1:
-            m.d.comb += self.read.data.eq(read.data)
+            m.d.comb += self.read.data.eq(storage.read.data)
         else:
-            output = Signal(8 * n)
-            m.d.sync += output.eq(read.data)
+            output = Signal(8 * n, reset_less=True)
+            m.d.sync += output.eq(storage.read.data)
             m.d.comb += self.read.data.eq(output)
         return m

@@ -95,7 +95,11 @@ class CommandSource:
             if v["wide"]:
                 v["y_stride"] = 2
             if mode is Mode.VECTOR:
-                v |= {"in_blocks": r.randint(1, 3), "block_stride": r.randrange(2), "dilation_x": r.randint(1, 3)}
+                v |= {
+                    "in_blocks": r.randint(1, 3),
+                    "block_stride": r.randrange(2),
+                    "dilation_x": r.randint(1, 3),
+                }
             if mode is Mode.ROWS and r.randrange(2):
                 v |= {"kernel_width": 3, "rows_per_pass": c.depthwise_groups, "valid_from": r.randrange(3)}
         elif opcode is Opcode.OUTPUT:
@@ -165,7 +169,11 @@ class CommandSource:
             return bytes(raw)
         if kind == 1:
             opcode = r.choice((r.randrange(256), r.randrange(12)))
-            return bytes([opcode]) + bytes(COMMAND_BYTES - 1) if r.randrange(2) else bytes([opcode]) + r.randbytes(63)
+            return (
+                bytes([opcode]) + bytes(COMMAND_BYTES - 1)
+                if r.randrange(2)
+                else bytes([opcode]) + r.randbytes(63)
+            )
         if kind == 2:
             return encode([self.plausible(r.choice(list(Opcode)))])
         command = self.suited(checker)
@@ -181,7 +189,9 @@ class CommandSource:
         spec = COMMANDS[command.opcode]
         named = [rule.field for rule in spec.rules if not isinstance(rule, Extent)]
         for _ in range(r.choice((1, 1, 2))):
-            name = r.choice(named) if named and r.randrange(3) else r.choice(spec.fields[1:] or spec.fields).name
+            name = (
+                r.choice(named) if named and r.randrange(3) else r.choice(spec.fields[1:] or spec.fields).name
+            )
             f = spec.by_name[name]
             values = [f.low, f.low + 1, f.high, f.high - 1, 0, 1, 2, 3, r.randint(f.low, f.high)]
             for rule in spec.rules:
@@ -196,7 +206,9 @@ class CommandSource:
         """Move the base of an Extent so that it ends at its limit, or a byte (or vector) off it."""
         r = self.random
         spec = COMMANDS[command.opcode]
-        extents = [x for x in spec.rules if isinstance(x, Extent) and all(command.values[a] == b for a, b in x.when)]
+        extents = [
+            x for x in spec.rules if isinstance(x, Extent) and all(command.values[a] == b for a, b in x.when)
+        ]
         if not extents:
             return
         extent = r.choice(extents)

@@ -18,7 +18,7 @@ from cocotb.triggers import ReadOnly, RisingEdge
 
 from lepton_hw.config import NPUConfig
 from lepton_hw.control import ControlUnit
-from lepton_hw.interfaces import AXI4Write, UnitPort, command_layout
+from lepton_hw.interfaces import AXI4Write, command_layout
 from lepton_hw.isa import ErrorCode, Unit
 
 __all__ = ["FakeUnit", "Plan", "control_bench", "unit_bench_ports"]
@@ -135,7 +135,8 @@ class FakeUnit:
         work: deque[int] = deque()  # cycles left, of each command
         drain = 0
         ready = False
-        port = {name: self._port(name) for name in ("command_valid", "command_ready", "command_payload", "clear")}
+        inputs = ("command_valid", "command_ready", "command_payload", "clear")
+        port = {name: self._port(name) for name in inputs}
         out = {name: self._port(name) for name in ("done", "fault", "fault_code", "fault_info", "busy")}
         while True:
             await ReadOnly()
@@ -165,9 +166,8 @@ class FakeUnit:
                 if drain < 0 and self.release:
                     drain = 0
                 if valid and ready:
-                    fields = {
-                        name: payload >> f.offset & ((1 << Shape.cast(f.shape).width) - 1) for name, f in layout
-                    }
+                    widths = {name: Shape.cast(f.shape).width for name, f in layout}
+                    fields = {name: payload >> f.offset & ((1 << widths[name]) - 1) for name, f in layout}
                     self.taken.append((self.cycle, fields))
                     work.append(r.randint(plan.shortest, plan.longest))
                 if work and not (plan.hang_at is not None and len(self.done) >= plan.hang_at):

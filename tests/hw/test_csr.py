@@ -76,8 +76,10 @@ class Registers:
 
 async def power_up(dut: Any) -> Registers:
     """Inputs at rest (they keep their values from test to test), reset, bus."""
-    for name in ("busy", "hung", "ended", "done", "error", "error_code", "error_command", "error_info", "counters"):
+    for name in ("busy", "hung", "ended", "done", "error", "counters"):
         getattr(dut, name).value = 0
+    for name in ("code", "command", "info"):
+        getattr(dut, f"error_{name}").value = 0
     host = Registers(dut)  # before the reset: the monitor checks from there on
     await start(dut)
     return host

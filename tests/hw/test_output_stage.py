@@ -76,7 +76,7 @@ class Neighbours:
         command = Command(Opcode.RESCALE, **fields)
         self.constants = dict(command.values)
         self.queue.append(_payload(command, (0, 0, 0)))
-        self.snapshots.append(self.expected.copy())
+        self.snapshots.append((command, self.expected.copy()))
 
     def output(self, sums, **fields):
         """Queue an OUTPUT of `sums` [blocks, height, width, N], and let the array work on them."""
@@ -84,7 +84,7 @@ class Neighbours:
         self.queue.append(_payload(command, sums.shape[:3]))
         self.coming += list(sums.reshape(-1, self.config.array_size).astype("<i4"))
         output_tile(sums, command.values, self.constants, self.parameters, self.expected)
-        self.snapshots.append(self.expected.copy())
+        self.snapshots.append((command, self.expected.copy()))
 
     async def finished(self, timeout=200_000):
         """Wait for all commands; check that the output buffer has been given back."""
@@ -158,10 +158,10 @@ class Neighbours:
             if dut.port__done.value:
                 assert self.taken > self.done, "done without a command"
                 self.done += 1
-                wanted = self.snapshots.pop(0)
+                command, wanted = self.snapshots.pop(0)
                 wrong = np.argwhere((wanted != self.scratchpad).any(1))[:, 0]
                 assert not len(wrong), (
-                    f"command {self.done}: vectors {wrong[:8]} are wrong, e.g. {self.scratchpad[wrong[0]]}, "
+                    f"command {self.done}, {command}: vectors {wrong[:8]} are wrong, e.g. {self.scratchpad[wrong[0]]}, "
                     f"should be {wanted[wrong[0]]}"
                 )
             if dut.sums__enable.value:

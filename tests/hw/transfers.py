@@ -24,8 +24,25 @@ __all__ = [
 CONFIGS = {
     **PRESETS,
     # The longest bursts, a bus narrower than a vector, and as little in flight as can be.
-    "long": NPUConfig(array_size=16, bus_width=32, burst_beats=256, outstanding_reads=4, outstanding_writes=2),
-    "single": NPUConfig(array_size=8, bus_width=32, burst_beats=4, outstanding_reads=1, outstanding_writes=1),
+    "long": NPUConfig(
+        array_size=16,
+        bus_width=32,
+        scratchpad_bytes=32 * 1024,
+        weight_bytes=8 * 1024,
+        burst_beats=256,
+        outstanding_reads=4,
+        outstanding_writes=2,
+    ),
+    "single": NPUConfig(
+        array_size=8,
+        bus_width=32,
+        scratchpad_bytes=16 * 1024,
+        weight_bytes=4 * 1024,
+        requantize_lanes=8,
+        burst_beats=4,
+        outstanding_reads=1,
+        outstanding_writes=1,
+    ),
 }
 
 
@@ -73,7 +90,10 @@ def windows(command: Command, config: NPUConfig) -> int:
 def transfer(command: Command, external: np.ndarray, local: np.ndarray) -> None:
     """Do the command: `external` and `local` (uint8) are the memories, changed in place."""
     for address, on_chip in row_ranges(command):
-        inside, outside = slice(on_chip, on_chip + command.row_bytes), slice(address, address + command.row_bytes)
+        inside, outside = (
+            slice(on_chip, on_chip + command.row_bytes),
+            slice(address, address + command.row_bytes),
+        )
         if command.opcode is Opcode.LOAD:
             local[inside] = external[outside]
         elif command.opcode is Opcode.FILL:
@@ -112,7 +132,9 @@ def random_transfer(
     def place(size: int, edge: int) -> tuple[int, int]:
         """First byte and stride of rows that stay within `size` bytes, some across multiples of `edge`."""
         room = (size - row_bytes) // max(1, rows - 1)
-        stride = draw.choice((row_bytes, draw.randint(0, min(room, 3 * row_bytes + 40)), draw.randint(0, room)))
+        stride = draw.choice(
+            (row_bytes, draw.randint(0, min(room, 3 * row_bytes + 40)), draw.randint(0, room))
+        )
         stride = min(stride, room) // unit * unit
         last = size - row_bytes - (rows - 1) * stride
         first = draw.randint(0, last)

@@ -127,7 +127,9 @@ class UnitDriver:
                 if len(self.taken) > len(self.done) + len(self.faults):
                     # The command taken at this very edge shows in `busy` from the next cycle on.
                     self._unfinished += 1
-                    assert self._unfinished < 2 or str(dut.port__busy.value) == "1", "busy fell with work left"
+                    assert self._unfinished < 2 or str(dut.port__busy.value) == "1", (
+                        "busy fell with work left"
+                    )
                 else:
                     self._unfinished = 0
             if self._clear_cycles > 0:

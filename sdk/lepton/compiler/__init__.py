@@ -1,6 +1,6 @@
 """The compiler: a graph of quantized operators becomes an NPU program.
 
-fuse -> place -> lower -> synchronize; see the modules of these names.
+legalize -> fuse -> place -> lower -> synchronize; see the modules of these names.
 """
 
 from .compile import compile_graph

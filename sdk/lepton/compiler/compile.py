@@ -7,7 +7,8 @@ from lepton_hw.isa import COMMAND_BYTES, Checker, Command, Opcode
 
 from .fuse import fuse
 from .graph import Graph, GraphError, macs
-from .lower import External, Lowering
+from .legalize import legalize
+from .lower import External, Lowering, TooLargeError
 from .place import place
 from .program import ExternalTensor, LayerInfo, Program
 from .synchronize import Action, synchronize
@@ -29,11 +30,20 @@ def compile_graph(graph: Graph, config: NPUConfig) -> Program:
         GraphError: a layer that cannot be cut small enough for the configuration's memories, or
             whose fields the ISA cannot hold; names the layer.
     """
-    layers = fuse(graph, config.accumulator_depth)
-    placement = place(layers, set(graph.inputs), set(graph.outputs), config)
-    external = External(alignment=max(64, config.bus_bytes))
-    lowering = Lowering(graph, layers, placement, config, external)
-    actions = synchronize(lowering.run())
+    graph = legalize(graph, config)
+    separate: frozenset[str] = frozenset()
+    while True:
+        layers = fuse(graph, config.accumulator_depth, separate)
+        placement = place(layers, set(graph.inputs), set(graph.outputs), config)
+        external = External(alignment=max(64, config.bus_bytes))
+        lowering = Lowering(graph, layers, placement, config, external)
+        try:
+            actions = synchronize(lowering.run())
+            break
+        except TooLargeError as error:
+            if error.fused is None:
+                raise
+            separate |= {error.fused}
     actions.append(Action(Command(Opcode.END)))
     _check(actions, config, [layer.name for layer in layers])
 

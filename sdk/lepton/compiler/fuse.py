@@ -73,7 +73,10 @@ class Layer:
     @property
     def parameters(self) -> Requantization:
         """Requantization of the array's sums."""
-        return self.anchor.parameters if self.anchor is not None else IDENTITY
+        if self.anchor is not None:
+            return self.anchor.parameters
+        zero_point = self.add.a_zero_point if self.add is not None else 0  # taken off, then put back
+        return replace(IDENTITY, bias=_one(-zero_point), zero_point=zero_point)
 
 
 def _own_side_first(op: Add, own: str) -> AddParameters:
@@ -96,12 +99,13 @@ def _fusable(pool: Op, positions: int) -> bool:
     return isinstance(pool, Mean)
 
 
-def fuse(graph: Graph, positions: int) -> list[Layer]:
+def fuse(graph: Graph, positions: int, separate: frozenset[str] = frozenset()) -> list[Layer]:
     """Cover the graph with layers, in order.
 
     Args:
         graph: the operators.
         positions: largest tile of the configuration; a larger pooling window is not fused.
+        separate: names of operators that must begin a layer of their own.
 
     An operator joins the one before it only where nobody else reads the tensor between them.
     """
@@ -143,6 +147,8 @@ def fuse(graph: Graph, positions: int) -> list[Layer]:
             if following is None:
                 break
             j, then = following
+            if then.name in separate:
+                break
             if isinstance(then, Add) and layer.add is None:
                 other = then.other if then.input == layer.output.name else then.input
                 if other == layer.output.name or order[other] > i:

@@ -7,7 +7,7 @@ before the next tile begins where the weights stay on chip, and chunk by chunk w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -31,10 +31,22 @@ from .graph import AveragePool, Conv, Depthwise, Graph, GraphError, MaxPool, Ten
 from .place import Layout, Patch, Placement, rows_per_pass
 from .synchronize import Action, Memory, Region
 
-__all__ = ["External", "Lowering"]
+__all__ = ["External", "Lowering", "TooLargeError"]
 
 LOADS_AHEAD = 4
 """Loads that may be issued before the command that needs them is next: what LOAD's queue holds."""
+
+
+class TooLargeError(GraphError):
+    """A layer of which not even one position fits on chip.
+
+    Attributes:
+        fused: its last operator, if that could be a layer of its own instead.
+    """
+
+    def __init__(self, fused: str | None, message: str) -> None:
+        super().__init__(message)
+        self.fused = fused
 
 
 @dataclass
@@ -126,6 +138,26 @@ class Part:
     ky: tuple[int, int]
     kx: tuple[int, int]
     pass_length: int = 1
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What of an external input is brought on chip: a rectangle of some blocks."""
+
+    rect: Rect
+    block: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One CONV of a tile: part of the sum, output blocks, first weight tile in its chunk, its input."""
+
+    part: Part
+    first: int
+    blocks: int
+    tile: int
+    staged: Staged | None
 
 
 class Ring:
@@ -410,9 +442,10 @@ class Lowering:
         while columns > 1 and not fits(1, columns):
             columns = -(-columns // 2)
         if not fits(1, columns):
-            raise GraphError(
+            raise TooLargeError(
+                layer.ops[-1].name if len(layer.ops) > 1 else None,
                 f"{layer.name}: one output position needs more than the accumulators "
-                f"({self.config.accumulator_depth} vectors) or staging buffers hold"
+                f"({self.config.accumulator_depth} vectors) or staging buffers hold",
             )
         rows = 1
         while rows < out.height and fits(rows + 1, columns):
@@ -525,50 +558,62 @@ class Lowering:
         self, layer: Layer, mode: Mode, out: Rect, chunk: Chunk, weights: int, parameters: dict[int, int]
     ) -> None:
         conv = self._conv_rect(layer, out)
-        pieces = list(self._pieces(layer, mode, conv, chunk))
-        for i, (part, first, blocks, view, tile) in enumerate(pieces):
-            begins = chunk.begins if chunk.blocks == 1 else True
+        pieces = list(self._pieces(layer, mode, conv, out, chunk))
+        view: View | None = None
+        staged: Staged | None = None
+        for i, piece in enumerate(pieces):
+            if piece.staged is None:
+                view = self._resident(layer.input, self._input_rect(layer, conv))
+            elif piece.staged != staged:
+                view = self._stage_input(layer, mode, piece.staged)
+                staged = piece.staged
+            assert view is not None
             # pieces of one block's sum follow each other
-            same_before = i > 0 and pieces[i - 1][1] == first
-            same_after = i + 1 < len(pieces) and pieces[i + 1][1] == first
-            self._conv(
-                layer, mode, conv, part, first, blocks, view, weights + tile * self.n * self.n,
-                begins and not same_before, not same_after and (chunk.ends or chunk.blocks > 1),
-            )  # fmt: skip
-            if not same_after and (chunk.ends or chunk.blocks > 1):
-                self._output(layer, out, conv, first, blocks, parameters)
+            goes_on = i > 0 and pieces[i - 1].first == piece.first
+            unfinished = i + 1 < len(pieces) and pieces[i + 1].first == piece.first
+            begins, ends = chunk.begins and not goes_on, chunk.ends and not unfinished
+            self._conv(layer, mode, conv, piece, view, weights, begins, ends)
+            if ends:
+                self._output(layer, out, conv, piece.first, piece.blocks, parameters)
 
-    def _pieces(
-        self, layer: Layer, mode: Mode, conv: Rect, chunk: Chunk
-    ) -> Iterator[tuple[Part, int, int, View, int]]:
-        """CONVs of a chunk: part of the kernel, output blocks, where the input is, first weight tile."""
-        moves = layer.anchor is None or (isinstance(layer.anchor, Depthwise) and mode is Mode.ROWS)
-        per_block = chunk.data.shape[1] if chunk.data.ndim == 4 else 0
-        if "input" not in self._staging:
-            view = self._resident(layer.input, self._input_rect(layer, conv))
-            for part in chunk.parts:
-                yield part, chunk.first, chunk.blocks, view, part.at
-            return
+    def _pieces(self, layer: Layer, mode: Mode, conv: Rect, out: Rect, chunk: Chunk) -> Iterator[Piece]:
+        """The CONVs that a chunk of weights takes for a tile."""
+        op = layer.anchor
+        moves = op is None or (isinstance(op, Depthwise) and mode is Mode.ROWS)
+        per_block = 0 if op is None else int(np.prod(chunk.data.shape[:-2])) // chunk.blocks
+        step = self._output_blocks(conv, out, chunk.blocks)
         for part in chunk.parts:
             rect = self._input_rect(layer, conv, part)
-            fit = self._staged_blocks(layer, max(1, rect.height * (rect.width + 1)))
-            if moves:  # the input moves on with the output: so many blocks at a time
-                for b in range(0, chunk.blocks, fit):
-                    blocks = min(fit, chunk.blocks - b)
-                    view = self._stage_input(layer, mode, rect, chunk.first + b, blocks)
-                    yield part, chunk.first + b, blocks, view, part.at + b * per_block
-            elif fit >= part.in_blocks:
-                view = self._stage_input(layer, mode, rect, part.in_block, part.in_blocks)
-                yield part, chunk.first, chunk.blocks, view, part.at
-            else:  # a part of the sum at a time, block by block
-                taps = (part.ky[1] - part.ky[0]) * (part.kx[1] - part.kx[0])
-                for b in range(chunk.blocks):
-                    for i in range(0, part.in_blocks, fit):
-                        some = Part(
-                            0, part.in_block + i, min(fit, part.in_blocks - i), part.ky, part.kx
-                        )  # fmt: skip
-                        view = self._stage_input(layer, mode, rect, some.in_block, some.in_blocks)
-                        yield some, chunk.first + b, 1, view, part.at + b * per_block + i * taps
+            fit = part.in_blocks
+            if "input" in self._staging:
+                fit = self._staged_blocks(layer, max(1, rect.height * (rect.width + 1)))
+                if moves:
+                    step = min(step, fit)
+            for b in range(0, chunk.blocks, step):
+                first, blocks, tile = chunk.first + b, min(step, chunk.blocks - b), part.at + b * per_block
+                if "input" not in self._staging:
+                    yield Piece(part, first, blocks, tile, None)
+                elif moves:  # the input moves on with the output
+                    yield Piece(part, first, blocks, tile, Staged(rect, first, blocks))
+                elif fit >= part.in_blocks:
+                    yield Piece(part, first, blocks, tile, Staged(rect, part.in_block, part.in_blocks))
+                else:  # a part of the sum at a time, block by block
+                    taps = (part.ky[1] - part.ky[0]) * (part.kx[1] - part.kx[0])
+                    for block in range(blocks):
+                        for i in range(0, part.in_blocks, fit):
+                            count = min(fit, part.in_blocks - i)
+                            some = replace(part, in_block=part.in_block + i, in_blocks=count)
+                            yield Piece(
+                                some, first + block, 1, tile + block * per_block + i * taps,
+                                Staged(rect, some.in_block, count),
+                            )  # fmt: skip
+
+    def _output_blocks(self, conv: Rect, out: Rect, blocks: int) -> int:
+        """Output blocks of a tile that fit the staging buffers of residual and output."""
+        for role, rect in (("residual", conv), ("output", out)):
+            if role in self._staging:
+                blocks = min(blocks, self._staging[role][1] // (rect.height * rect.width * self.n))
+        return max(1, blocks)
 
     def _resident(self, tensor: Tensor, rect: Rect) -> View:
         """The whole tensor on chip; rows of a graph input are loaded when they are first needed."""
@@ -666,7 +711,8 @@ class Lowering:
         self._turn += 1
         return base + (self._turn // len(self._staging) % 2) * size
 
-    def _stage_input(self, layer: Layer, mode: Mode, rect: Rect, block: int, blocks: int) -> View:
+    def _stage_input(self, layer: Layer, mode: Mode, staged: Staged) -> View:
+        rect, block, blocks = staged.rect, staged.block, staged.blocks
         base = self._buffer("input")
         y_stride = rect.width * blocks
         if mode is Mode.ROWS:
@@ -676,9 +722,11 @@ class Lowering:
         return View(base, y_stride, blocks, rect, block, blocks)
 
     def _conv(
-        self, layer: Layer, mode: Mode, conv: Rect, part: Part, first_block: int, blocks: int, view: View,
-        weights: int, first: bool, last: bool,
+        self, layer: Layer, mode: Mode, conv: Rect, piece: Piece, view: View, weights: int, first: bool,
+        last: bool,
     ) -> None:  # fmt: skip
+        part, first_block, blocks = piece.part, piece.first, piece.blocks
+        weights += piece.tile * self.n * self.n
         n, op = self.n, layer.anchor
         stride, dilation = (op.stride, op.dilation) if op is not None else ((1, 1), (1, 1))
         padding = op.padding if op is not None else Padding()

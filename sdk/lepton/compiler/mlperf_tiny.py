@@ -28,7 +28,7 @@ __all__ = ["autoencoder", "dscnn", "mobilenetv1", "networks", "resnet8"]
 
 INPUT = "input"
 _SEED = 2024
-_SAMPLES = 16
+_SAMPLES = 32
 
 
 class _RandomNetwork(GraphBuilder):

@@ -81,9 +81,10 @@ def synchronize(actions: Sequence[Action]) -> list[Action]:
         known = clock[unit]
         if action.command.opcode is Opcode.CONV:
             tile_conv = index
-        elif action.command.opcode is Opcode.OUTPUT and tile_conv > 0:
-            for other, done in complete[Unit.COMPUTE, tile_conv - 1].items():
-                known[other] = max(known[other], done)
+        # OUTPUT may read as soon as it is issued, but writes only once its tile is there
+        known_at_write = dict(known)
+        if action.command.opcode is Opcode.OUTPUT and tile_conv > 0:
+            _learn(known_at_write, complete[Unit.COMPUTE, tile_conv - 1])
 
         needed: dict[Unit, int] = {}
         for writes, regions in ((False, action.reads), (True, action.writes)):
@@ -94,7 +95,7 @@ def synchronize(actions: Sequence[Action]) -> list[Action]:
                         and (writes or access.writes)
                         and access.start < region.end
                         and region.start < access.end
-                        and access.index > known[access.unit]
+                        and access.index > (known_at_write if writes else known)[access.unit]
                     ):
                         needed[access.unit] = max(needed.get(access.unit, -1), access.index)
         for source in sorted(needed, key=lambda u: -needed[u]):
@@ -103,17 +104,22 @@ def synchronize(actions: Sequence[Action]) -> list[Action]:
                 continue  # followed from another one
             by_unit[source][position].posts.append(_semaphore(source, unit))
             action.waits.append(_semaphore(source, unit))
-            for other, done in complete[source, position].items():
-                known[other] = max(known[other], done)
+            _learn(known, complete[source, position])
+            _learn(known_at_write, known)
 
         by_unit[unit].append(action)
-        complete[unit, index] = dict(known) | {unit: index}
+        complete[unit, index] = known_at_write | {unit: index}
         for writes, regions in ((False, action.reads), (True, action.writes)):
             for region in regions:
                 accesses[region.memory].append(_Access(region.start, region.end, unit, index, writes))
         if index % 16 == 15:
             _forget(accesses, clock)
     return [synced for action in actions for synced in _with_sync(action)]
+
+
+def _learn(known: dict[Unit, int], more: dict[Unit, int]) -> None:
+    for unit, index in more.items():
+        known[unit] = max(known[unit], index)
 
 
 def _forget(accesses: dict[Memory, list[_Access]], clock: dict[Unit, dict[Unit, int]]) -> None:

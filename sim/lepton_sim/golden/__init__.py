@@ -5,6 +5,6 @@ result in the hardware, however its units overlap; `lint` says whether it does.
 """
 
 from .executor import GoldenDevice
-from .lint import lint
+from .lint import Conflict, conflicts, lint
 
-__all__ = ["GoldenDevice", "lint"]
+__all__ = ["Conflict", "GoldenDevice", "conflicts", "lint"]

@@ -11,39 +11,23 @@ from numpy.typing import NDArray
 from lepton_hw.config import SEMAPHORES, NPUConfig
 from lepton_hw.isa import (
     COMMAND_BYTES,
-    PARAMETER_ROWS,
-    PARAMETER_ROWS_PER_TENSOR,
     Checker,
     Command,
     CommandError,
-    Mode,
     Opcode,
-    PoolMode,
-    Target,
     Unit,
     decode,
     unit_of,
 )
 
+from .accesses import Access, accesses, feeds_itself, tile_shapes
 from .executor import SEMAPHORE_MAX
-from .geometry import grid_vectors, pass_count, patch_lanes, rows_samples, vector_taps, weight_vectors
 
-__all__ = ["lint"]
+__all__ = ["Conflict", "conflicts", "lint"]
 
 Index = NDArray[np.int64]
 _UNITS = len(Unit)
-_PASSES_AT_ONCE = 64
 _NEVER = -1
-
-
-@dataclass(frozen=True)
-class _Access:
-    """Bytes of one memory that a command reads or writes: sorted starts and ends of runs of bytes."""
-
-    memory: str
-    writes: bool
-    starts: Index
-    ends: Index
 
 
 def lint(program: bytes | list[Command], config: NPUConfig) -> list[str]:
@@ -156,10 +140,10 @@ class _Order:
             if np.array_equal(before, self.start):
                 break
 
-    def index(self, unit: Unit, number: int) -> int:
-        """The place in the program of a unit's command."""
-        places = (i for i, its in enumerate(self.unit) if its is unit and self.number[i] == number)
-        return next(places)
+    def follows(self, later: int, earlier: int) -> bool:
+        """Is a command surely done before one of another unit starts?"""
+        unit = self.unit[earlier]
+        return unit is not None and bool(self.start[later, unit] >= self.number[earlier])
 
     def _round(self) -> None:
         known = self.start.copy()
@@ -254,42 +238,73 @@ class _Order:
         return problems
 
 
-def _races(commands: list[Command], config: NPUConfig, order: _Order) -> list[str]:
-    """Pairs of commands of different units that touch the same bytes in no order."""
-    problems = []
-    accesses = [_accesses(c, config, tile) for c, tile in zip(commands, _tiles(commands), strict=True)]
-    for name in sorted({a.memory for its in accesses for a in its}):
-        cuts = np.unique(
-            np.concatenate([np.r_[a.starts, a.ends] for its in accesses for a in its if a.memory == name])
-        )
-        # Of each piece between two cuts, the number of each unit's last command that read or wrote it.
+@dataclass(frozen=True)
+class Conflict:
+    """Two commands of different units that touch the same byte, at least one writing.
+
+    Attributes:
+        earlier, later: their places in the program.
+        memory, byte: one of the bytes.
+        earlier_writes, later_writes: what they do with it.
+    """
+
+    earlier: int
+    later: int
+    memory: str
+    byte: int
+    earlier_writes: bool
+    later_writes: bool
+
+
+def conflicts(commands: list[Command], config: NPUConfig) -> list[Conflict]:
+    """For each command and each other unit, the last earlier command that it must not overtake.
+
+    There are up to two for each memory: the last one that reads and the last one that writes.
+
+    Args:
+        commands: correct ones (see `Checker`).
+        config: the NPU's configuration.
+    """
+    found = []
+    touched = [accesses(c, config, tile) for c, tile in zip(commands, tile_shapes(commands), strict=True)]
+    units = [unit_of(c) for c in commands]
+    for memory in sorted({a.memory for its in touched for a in its}):
+        places = [(i, a) for i, its in enumerate(touched) for a in its if a.memory == memory]
+        cuts = np.unique(np.concatenate([np.r_[a.starts, a.ends] for _, a in places]))
+        # Of each piece between two cuts, the last command of each unit that read or wrote it.
         last = {writes: np.full((_UNITS, len(cuts)), _NEVER) for writes in (False, True)}
-        for index, its in enumerate(accesses):
-            unit = order.unit[index]
-            for access in its:
-                if access.memory != name:
-                    continue
-                pieces = _pieces(cuts, access)
-                for other in Unit:
-                    if other == unit:
-                        continue
-                    for writes in (True, False) if access.writes else (True,):
-                        seen = last[writes][other, pieces]
-                        late = seen > order.start[index, other]
-                        if late.any():
-                            earlier = order.index(other, int(seen[late][0]))
-                            problems.append(
-                                f"command {index} ({commands[index].opcode.name}) "
-                                f"{_verb(access.writes)} {name} "
-                                f"byte {int(cuts[pieces[late][0]]):#x} without waiting for command {earlier} "
-                                f"({commands[earlier].opcode.name}), which {_verb(writes)} it"
-                            )
-                            break
-            for access in its:
-                if access.memory == name and unit is not None:
-                    last[access.writes][unit, _pieces(cuts, access)] = order.number[index]
-    for index, (c, tile) in enumerate(zip(commands, _tiles(commands), strict=True)):
-        if c.opcode is Opcode.OUTPUT and c.residual and _feeds_itself(c, config, tile):
+        marks: list[tuple[bool, int, Index, int]] = []
+        for place, (index, access) in enumerate(places):
+            pieces = _pieces(cuts, access)
+            for other in Unit:
+                for writes in (True, False) if access.writes else (True,):
+                    seen = last[writes][other, pieces]
+                    if other != units[index] and len(seen) and seen.max() != _NEVER:
+                        at = int(seen.argmax())
+                        byte = int(cuts[pieces[at]])
+                        found.append(Conflict(int(seen[at]), index, memory, byte, writes, access.writes))
+            unit = units[index]
+            assert unit is not None
+            marks.append((access.writes, int(unit), pieces, index))
+            if place + 1 == len(places) or places[place + 1][0] != index:
+                for its_writes, its_unit, its_pieces, its_index in marks:
+                    last[its_writes][its_unit, its_pieces] = its_index
+                marks.clear()
+    return found
+
+
+def _races(commands: list[Command], config: NPUConfig, order: _Order) -> list[str]:
+    problems = []
+    for c in conflicts(commands, config):
+        if order.follows(c.later, c.earlier):
+            continue
+        problems.append(
+            f"command {c.later} ({commands[c.later].opcode.name}) {_verb(c.later_writes)} {c.memory} byte "
+            f"{c.byte:#x} without waiting for command {c.earlier} ({commands[c.earlier].opcode.name}), which "
+            f"{_verb(c.earlier_writes)} it"
+        )
+    for index, (command, tile) in enumerate(zip(commands, tile_shapes(commands), strict=True)):
+        if command.opcode is Opcode.OUTPUT and command.residual and feeds_itself(command, config, tile):
             problems.append(f"command {index} (OUTPUT) reads residuals that it has written itself")
     return problems
 
@@ -298,117 +313,9 @@ def _verb(writes: bool) -> str:
     return "writes" if writes else "reads"
 
 
-def _pieces(cuts: Index, access: _Access) -> Index:
+def _pieces(cuts: Index, access: Access) -> Index:
     """Numbers of the pieces between cuts that an access covers."""
     first, last = np.searchsorted(cuts, access.starts), np.searchsorted(cuts, access.ends)
     lengths = last - first
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return np.repeat(first, lengths) + within
-
-
-def _tiles(commands: list[Command]) -> list[tuple[int, int, int]]:
-    """For each command, (blocks, height, width) of the tile that its OUTPUT takes; else zeros."""
-    tiles, tile = [], (0, 0, 0)
-    for c in commands:
-        if c.opcode is Opcode.CONV:
-            tile = (c.out_blocks, c.out_height, c.out_width)
-        tiles.append(tile)
-    return tiles
-
-
-def _runs(memory: str, writes: bool, starts: Index, length: int) -> _Access:
-    """Runs of `length` bytes, joined where they meet or overlap."""
-    starts = np.unique(starts)
-    ends = starts + length
-    if len(starts) > 1:
-        gap = starts[1:] > ends[:-1]
-        starts, ends = starts[np.r_[True, gap]], ends[np.r_[gap, True]]
-    return _Access(memory, writes, starts, ends)
-
-
-def _accesses(c: Command, config: NPUConfig, tile: tuple[int, int, int]) -> list[_Access]:
-    """Every byte a command touches."""
-    n = config.array_size
-    if c.opcode in (Opcode.LOAD, Opcode.FILL, Opcode.STORE):
-        rows = np.arange(c.rows)
-        local = c.local_address + rows * c.local_stride
-        memory = Target(c.target).name.lower() if c.opcode is Opcode.LOAD else "scratchpad"
-        out = [_runs(memory, c.opcode is not Opcode.STORE, local, c.row_bytes)]
-        if c.opcode is not Opcode.FILL:
-            writes = c.opcode is Opcode.STORE
-            out.append(_runs("external memory", writes, c.address + rows * c.stride, c.row_bytes))
-        return out
-    if c.opcode is Opcode.CONV:
-        return [
-            _runs("scratchpad", False, _conv_bytes(c, config), 1 if c.mode == Mode.PATCH else n),
-            _runs("weights", False, _conv_weights(c, config) * n, n),
-        ]
-    if c.opcode is Opcode.OUTPUT:
-        per_block = PARAMETER_ROWS_PER_TENSOR if c.per_tensor else PARAMETER_ROWS
-        vectors = c.parameters + np.arange(tile[0] * per_block)
-        out = [
-            _runs("parameters", False, vectors * n, n),
-            _runs("scratchpad", True, _written(c, config, tile).reshape(-1) * n, n),
-        ]
-        if c.residual:
-            out.append(_runs("scratchpad", False, _residuals(c, config, tile).reshape(-1) * n, n))
-        return out
-    return []
-
-
-def _conv_bytes(c: Command, config: NPUConfig) -> Index:
-    """First bytes of the vectors (PATCH: the bytes) that a CONV reads in the scratchpad."""
-    n, size = config.array_size, config.scratchpad_bytes
-    total, found = pass_count(c), []
-    for first in range(0, total, _PASSES_AT_ONCE):
-        passes = np.arange(first, min(first + _PASSES_AT_ONCE, total))
-        if c.mode == Mode.PATCH:
-            lanes = patch_lanes(c, config, passes)
-            read = np.broadcast_to(lanes.inside & lanes.used, lanes.address.shape)
-            address = lanes.address[read]
-        elif c.mode == Mode.ROWS:
-            samples = np.arange(c.kernel_width - 1 - c.valid_from + c.out_height * c.row_samples)
-            vectors, read = rows_samples(c, config, passes, samples)
-            address = vectors[read] * n
-        else:
-            vectors, read = vector_taps(c, config, passes)
-            address = vectors[read] * n
-        found.append(np.unique(address))
-    address = np.unique(np.concatenate(found))
-    blocks = np.arange(c.out_blocks if c.out_block_stride else 1) * c.out_block_stride * n
-    return (address + blocks[:, None]).reshape(-1) % size
-
-
-def _conv_weights(c: Command, config: NPUConfig) -> Index:
-    """Vectors of the weight memory that a CONV reads."""
-    total = pass_count(c) * (1 if c.restart_weights else c.out_blocks)
-    if total * config.array_size >= config.weight_vectors:
-        return np.arange(config.weight_vectors)
-    return weight_vectors(c, config, 0, np.arange(total)).reshape(-1)
-
-
-def _written(c: Command, config: NPUConfig, tile: tuple[int, int, int]) -> Index:
-    """Vectors that an OUTPUT writes, [blocks, out_height, out_width]."""
-    strides = (c.block_stride, c.y_stride, c.x_stride)
-    return grid_vectors(c.output, config, strides, (tile[0], c.out_height, c.out_width))
-
-
-def _residuals(c: Command, config: NPUConfig, tile: tuple[int, int, int]) -> Index:
-    """Vectors that an OUTPUT may read as residuals, [blocks, tile height, tile width]."""
-    strides = (c.residual_block_stride, c.residual_y_stride, c.residual_x_stride)
-    return grid_vectors(c.residual_input, config, strides, tile)
-
-
-def _feeds_itself(c: Command, config: NPUConfig, tile: tuple[int, int, int]) -> bool:
-    """Does an OUTPUT read a residual from where one of its earlier outputs was written?"""
-    _, height, width = tile
-    written, read = _written(c, config, tile), _residuals(c, config, tile)
-    outputs = np.arange(written.size).reshape(written.shape)
-    # The last output whose window holds a tile position; pooling NONE has windows of one position.
-    stride_y, stride_x = (1, 1) if c.pool_mode == PoolMode.NONE else (c.pool_stride_y, c.pool_stride_x)
-    oy = np.minimum((np.arange(height) - c.pool_y_start) // stride_y, c.out_height - 1)
-    ox = np.minimum((np.arange(width) - c.pool_x_start) // stride_x, c.out_width - 1)
-    last = outputs[:, np.maximum(oy, 0)][:, :, np.maximum(ox, 0)]
-    first_written = np.full(config.scratchpad_vectors, written.size)
-    np.minimum.at(first_written, written.reshape(-1), outputs.reshape(-1))
-    return bool((first_written[read] < last).any())
