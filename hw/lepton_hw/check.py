@@ -208,10 +208,6 @@ class CommandChecker(wiring.Component):
 
         with m.FSM() as fsm:
             with m.State("COLLECT"):
-                m.d.comb += [
-                    self.beats.ready.eq(~self.check_program),
-                    self.empty.eq(count == 0),
-                ]
                 m.d.sync += [
                     step.eq(0),
                     product_step.eq(0),
@@ -245,20 +241,22 @@ class CommandChecker(wiring.Component):
                         with m.Else():
                             m.next = "RESULT"
             with m.State("EXTENTS"):
-                m.d.comb += extents.run.eq(1)
                 with m.If(extents.broken):
                     m.d.sync += [code.eq(extents.code), info.eq(extents.info)]
                     m.next = "RESULT"
                 with m.Elif(extents.finished):
                     m.next = "RESULT"
             with m.State("RESULT"):
-                m.d.comb += self.result.valid.eq(1)
                 with m.If(self.result.ready):
                     m.d.sync += [program.eq(0), response.eq(0), reserved.eq(0)]
                     m.next = "COLLECT"
                     with m.If(~program & (code == ErrorCode.NONE)):
                         self._track_tile(m, opcode, command, tile)
         m.d.comb += [
+            self.beats.ready.eq(fsm.ongoing("COLLECT") & ~self.check_program),
+            self.empty.eq(fsm.ongoing("COLLECT") & (count == 0)),
+            extents.run.eq(fsm.ongoing("EXTENTS")),
+            self.result.valid.eq(fsm.ongoing("RESULT")),
             self.working.eq(fsm.ongoing("RULES") | fsm.ongoing("EXTENTS")),
             self.result.payload.code.eq(code),
             self.result.payload.info.eq(info),

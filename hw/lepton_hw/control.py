@@ -173,10 +173,6 @@ class ControlUnit(wiring.Component):
         )
         _watchdog(m, settings.watchdog, ~registers.busy | moving | accepted | drop_work, expired)
 
-        def report() -> None:
-            m.d.comb += registers.ended.eq(1)
-            m.d.sync += [done.eq(code == ErrorCode.NONE), error.eq(code != ErrorCode.NONE)]
-
         def may_stop() -> None:
             """Errors of the run, in the states in which they may come."""
             with m.If(failure.valid):
@@ -194,7 +190,6 @@ class ControlUnit(wiring.Component):
         with m.FSM() as fsm:
             with m.State("IDLE"):
                 with m.If(registers.start):
-                    m.d.comb += [clear.eq(1), drop_work.eq(1)]
                     m.d.sync += [
                         done.eq(0),
                         error.eq(0),
@@ -205,7 +200,6 @@ class ControlUnit(wiring.Component):
                     ]
                     m.next = "BEGIN"
             with m.State("BEGIN"):
-                m.d.comb += checker.check_program.eq(1)
                 m.next = "PROGRAM"
             with m.State("PROGRAM"):
                 m.d.comb += checker.result.ready.eq(1)
@@ -231,28 +225,32 @@ class ControlUnit(wiring.Component):
                     m.next = "FINISH"
                 may_stop()
             with m.State("FINISH"):
-                m.d.comb += stop_fetch.eq(1)
                 with m.If(quiet & empty):
-                    report()
                     m.next = "IDLE"
                 with m.Else():
                     may_stop()
             with m.State("STOP"):
-                m.d.comb += [clear.eq(1), stop_fetch.eq(1), drop_work.eq(1)]
                 m.next = "DRAIN"
             with m.State("DRAIN"):
-                m.d.comb += [clear.eq(1), stop_fetch.eq(1)]
                 with m.If(quiet):
-                    report()
                     m.next = "IDLE"
                 with m.Elif(expired):
-                    report()
                     m.next = "HUNG"
             with m.State("HUNG"):
-                m.d.comb += [clear.eq(1), stop_fetch.eq(1), registers.hung.eq(1)]
                 with m.If(quiet):
                     m.next = "IDLE"
-        m.d.comb += registers.busy.eq(~fsm.ongoing("IDLE") & ~fsm.ongoing("HUNG"))
+        idle, finish, drain, hung = map(fsm.ongoing, ("IDLE", "FINISH", "DRAIN", "HUNG"))
+        m.d.comb += [
+            drop_work.eq((idle & registers.start) | fsm.ongoing("STOP")),
+            clear.eq(drop_work | drain | hung),
+            stop_fetch.eq(finish | fsm.ongoing("STOP") | drain | hung),
+            checker.check_program.eq(fsm.ongoing("BEGIN")),
+            registers.busy.eq(~(idle | hung)),
+            registers.hung.eq(hung),
+            registers.ended.eq((finish & quiet & empty) | (drain & (quiet | expired))),
+        ]
+        with m.If(registers.ended):
+            m.d.sync += [done.eq(code == ErrorCode.NONE), error.eq(code != ErrorCode.NONE)]
         self._counters(m, registers, ports, sequencers, issued)
         return m
 

@@ -440,19 +440,24 @@ class ActivationFeeder(wiring.Component):
         inputs_read, weights_read = Signal(3), Signal(3)
         weights_end = reading & (row == n - 1) & last_tile
         done = (inputs_read != 0) & (weights_read != 0)
-        draining = Signal(range(self._drain + 1))
+        # after a clear, vectors that are under way still reach the accumulators: busy until they have
+        draining, cleared = Signal(range(self._drain + 1)), Signal()
         m.d.sync += [
             inputs_read.eq(inputs_read + loops.end_of_command - done),
             weights_read.eq(weights_read + weights_end - done),
         ]
-        with m.If(draining != 0):
+        with m.If(loops.go):
+            m.d.sync += draining.eq(self._drain)
+        with m.Elif(draining != 0):
             m.d.sync += draining.eq(draining - 1)
+        with m.Else():
+            m.d.sync += cleared.eq(0)
         with m.If(clear):
-            m.d.sync += [inputs_read.eq(0), weights_read.eq(0), reading.eq(0), draining.eq(self._drain)]
+            m.d.sync += [inputs_read.eq(0), weights_read.eq(0), reading.eq(0), cleared.eq(1)]
         m.d.comb += [
             self.port.done.eq(done),
             self.port.busy.eq(
-                loops.active | reading | (inputs_read != 0) | (weights_read != 0) | (draining != 0)
+                loops.active | reading | (inputs_read != 0) | (weights_read != 0) | (cleared & (draining != 0))
                 | self.port.command.valid
             ),
         ]  # fmt: skip

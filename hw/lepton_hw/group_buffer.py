@@ -7,7 +7,12 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["GroupBuffer"]
+__all__ = ["GroupBuffer", "group_bits"]
+
+
+def group_bits(groups: int) -> int:
+    """Bits of a group's number; one even if there is nothing to number, as Verilog has no wires of none."""
+    return max(1, (groups - 1).bit_length())
 
 
 class GroupBuffer(wiring.Component):
@@ -25,9 +30,10 @@ class GroupBuffer(wiring.Component):
 
     def __init__(self, width: int, groups: int, *, reads: int = 1) -> None:
         self._width, self._groups, self._reads = width, groups, reads
-        members = {"write": In(1), "write_group": In(range(groups)), "write_data": In(width)}
+        number = group_bits(groups)
+        members = {"write": In(1), "write_group": In(number), "write_data": In(width)}
         for i in range(reads):
-            members |= {f"read_group_{i}": In(range(groups)), f"read_data_{i}": Out(width)}
+            members |= {f"read_group_{i}": In(number), f"read_data_{i}": Out(width)}
         super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:

@@ -4,8 +4,8 @@
                              ^                  ^                 ^
     residual.py (prefetch) --+      written ----+   parameters ---+
 
-The lanes do one group of channels a cycle, `groups` = N / lanes of them a slot; slots.py says which work is in
-which slot. A group's way through the pipeline, in cycles after its read of the output buffer:
+The lanes do one group of channels a cycle, `groups` = N / lanes of them a slot; slots.py says which work is
+in which slot. A group's way through the pipeline, in cycles after its read of the output buffer:
 
     cycle  tag   registered at its end
     0      -     the tap that starts; sums are read
@@ -16,12 +16,13 @@ which slot. A group's way through the pipeline, in cycles after its read of the 
     11     10    q, window       clamped; joins its window
     12     -     result          is in the scratchpad a cycle later
 
-Commands do not overlap in the pipeline, for the constants are not pipelined. But the next command's parameters
-and products are fetched and made while the last vectors of the one before are under way.
+Commands do not overlap in the pipeline, for the constants are not pipelined. But the next command's
+parameters and products are fetched and made while the last vectors of the one before are under way.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 from amaranth.hdl import Array, Cat, Const, Elaboratable, Module, Mux, ResetInserter, Signal, Value, signed
@@ -30,7 +31,7 @@ from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from .config import NPUConfig
-from .group_buffer import GroupBuffer
+from .group_buffer import GroupBuffer, group_bits
 from .interfaces import UnitPort, VectorRead, command_fields
 from .isa import (
     PARAMETER_ROWS,
@@ -112,8 +113,8 @@ class OutputStage(wiring.Component):
         self._groups = config.array_size // self._lanes
         self._schedule = slot_schedule(self._groups, RESCALED + 1, CLAMPED + 1)
         work = self._commands(m)
-        operation = self._slots(m, work)
-        self._pipeline(m, work, operation)
+        operation, group = self._slots(m, work)
+        self._pipeline(m, work, operation, group)
         return ResetInserter(self.port.clear)(m)
 
     def _vectors(self, byte_address: Value) -> Value:
@@ -212,8 +213,8 @@ class OutputStage(wiring.Component):
             loader=loader,
         )
 
-    def _slots(self, m: Module, work: SimpleNamespace) -> Signal:
-        """Start vectors, release what is read. Returns the operation of this cycle."""
+    def _slots(self, m: Module, work: SimpleNamespace) -> tuple[Signal, Signal]:
+        """Start vectors, release what is read. Returns this cycle's operation and group."""
         config, schedule = self.config, self._schedule
         output, walk, loader = work.output, work.walk, work.loader
         taps = tap_layout(config)
@@ -236,7 +237,7 @@ class OutputStage(wiring.Component):
         ]
 
         # Where we are in the frame.
-        group = Signal(range(self._groups))
+        group = Signal(group_bits(self._groups))
         slot = Signal(range(RESIDUAL_FRAME))
         first_group, last_group = group == 0, group == self._groups - 1
         if self._groups > 1:
@@ -270,6 +271,9 @@ class OutputStage(wiring.Component):
                 history[0].last.eq(head.last),
                 *(history[k].eq(history[k - 1]) for k in range(1, frames_back)),
             ]
+        # The last command's vectors are done, however long ago they started in frames of the new one.
+        with m.If(work.accept):
+            m.d.sync += [vector.valid.eq(0) for vector in history]
         plain = history[schedule.window_plain - 1]
         added = history[schedule.window_residual // RESIDUAL_FRAME - 1]
         window_over = Mux(output.residual, added.valid & added.last, plain.valid & plain.last)
@@ -280,7 +284,6 @@ class OutputStage(wiring.Component):
             {
                 "valid": 1,
                 "work": Work,
-                "group": range(self._groups),
                 "inside": 1,  # there is a value to compute
                 "last": 1,
                 "block_last": 1,
@@ -313,11 +316,11 @@ class OutputStage(wiring.Component):
                     ]
         with m.If(first_group):
             m.d.sync += kept.eq(decided)
-        m.d.comb += [operation.eq(Mux(first_group, decided, kept)), operation.group.eq(group)]
+        m.d.comb += [operation.eq(Mux(first_group, decided, kept))]
 
-        # Read the sums; release them: a block's last entries when its last vector has started, so that `written`
-        # is never more than the buffer's depth beyond an entry that is compared with it; those before at once
-        # where no later window can read them again.
+        # Read the sums; release them: a block's last entries when its last vector has started, so that
+        # `written` is never more than the buffer's depth beyond an entry that is compared with it; those
+        # before at once where no later window can read them again.
         base, block_end = Signal(entry_bits(config)), Signal(entry_bits(config))
         blocks_left = Signal(range(1 << 12))
         reads, read_over, block_over = Signal(), Signal(), Signal()
@@ -373,26 +376,25 @@ class OutputStage(wiring.Component):
         with m.If(loader.start):
             m.d.sync += parameter_base.eq(loader.address)
         self._prefetch = prefetch
-        return operation
+        return operation, group
 
-    def _pipeline(self, m: Module, work: SimpleNamespace, operation: Signal) -> None:
+    def _pipeline(self, m: Module, work: SimpleNamespace, operation: Signal, group: Signal) -> None:
         """Operands, lanes, pooling, result."""
         config, lanes, groups = self.config, self._lanes, self._groups
         output, rescale, loader, prefetch = work.output, work.rescale, work.loader, self._prefetch
 
         tag_layout = data.StructLayout(
-            {"valid": 1, "work": Work, "group": range(groups), "inside": 1, "last": 1}
+            {"valid": 1, "work": Work, "group": group_bits(groups), "inside": 1, "last": 1}
         )
         tags = [Signal(tag_layout, name=f"tag_{i}") for i in range(CLAMPED + 1)]
-        m.d.sync += [getattr(tags[0], name).eq(getattr(operation, name)) for name in tag_layout.members]
-        for before, after in zip(tags, tags[1:], strict=False):
+        m.d.sync += [
+            tags[0].group.eq(group),
+            *(tags[0][name].eq(operation[name]) for name in ("valid", "work", "inside", "last")),
+        ]
+        for before, after in pairwise(tags):
             m.d.sync += after.valid.eq(before.valid)
             with m.If(before.valid):
-                m.d.sync += [
-                    getattr(after, name).eq(getattr(before, name))
-                    for name in tag_layout.members
-                    if name != "valid"
-                ]
+                m.d.sync += [after[name].eq(before[name]) for name in ("work", "group", "inside", "last")]
 
         def computes(stage: int) -> Value:
             return tags[stage].valid & tags[stage].inside
@@ -418,7 +420,9 @@ class OutputStage(wiring.Component):
         biases = of_group(loader.biases.as_value(), first.group, SUM_BITS)
         residuals = of_group(prefetch.vector, first.group, 8)
         m.d.comb += [
-            prefetch.drop.eq(computes(OPERANDS) & (first.work == Work.RESIDUAL) & (first.group == groups - 1)),
+            prefetch.drop.eq(
+                computes(OPERANDS) & (first.work == Work.RESIDUAL) & (first.group == groups - 1)
+            ),
             pool.sum_group.eq(first.group),
         ]
 
@@ -431,7 +435,7 @@ class OutputStage(wiring.Component):
                 m.d.comb += right.eq(scaled(-output.zero_point))
             with m.Case(Work.RESIDUAL):
                 m.d.comb += right.eq(scaled(-rescale.residual_zero_point))
-            with m.Case(Work.WINDOW):
+            with m.Default():  # WINDOW
                 m.d.comb += right.eq(rescale.pool_bias)
 
         second, third = tags[ADDITION], tags[LANE]
@@ -485,19 +489,22 @@ class OutputStage(wiring.Component):
             right_operand = Signal(signed(SUM_BITS), name=f"right_operand_{i}", reset_less=True)
             x = Signal(signed(SUM_BITS), name=f"x_{i}", reset_less=True)
             shift = Signal(signed(SHIFT_BITS), name=f"shift_{i}", reset_less=True)
-            m.d.comb += [left_value.eq(number(sums, SUM_BITS)), right_value.eq(right)]
             with m.Switch(first.work):
                 with m.Case(Work.SUMS):
+                    m.d.comb += left_value.eq(number(sums, SUM_BITS))
                     m.d.comb += right_value.eq(number(biases, SUM_BITS))
                 with m.Case(Work.OWN):
                     m.d.comb += left_value.eq(scaled(number(own_buffer.read_data_0, 8)))
+                    m.d.comb += right_value.eq(right)
                 with m.Case(Work.RESIDUAL):
                     m.d.comb += left_value.eq(scaled(number(residuals, 8)))
+                    m.d.comb += right_value.eq(right)
                 with m.Case(Work.ADD):
                     m.d.comb += left_value.eq(number(own_scaled.read_data_0, SUM_BITS))
                     m.d.comb += right_value.eq(number(residual_scaled.read_data_0, SUM_BITS))
-                with m.Case(Work.WINDOW):
+                with m.Default():  # WINDOW
                     m.d.comb += left_value.eq(pool.sums[i])
+                    m.d.comb += right_value.eq(right)
             with m.If(computes(OPERANDS)):
                 m.d.sync += [left_operand.eq(left_value), right_operand.eq(right_value)]
             with m.If(computes(ADDITION)):
@@ -510,9 +517,7 @@ class OutputStage(wiring.Component):
                 lane.x.eq(x),
                 lane.shift.eq(shift),
                 lane.multiplier.eq(
-                    Mux(
-                        use_shared_multiplier, shared_multiplier, multipliers.word_select(i, MULTIPLIER_BITS)
-                    )
+                    Mux(use_shared_multiplier, shared_multiplier, multipliers.word_select(i, MULTIPLIER_BITS))
                 ),
                 lane.enable.eq(Cat(computes(LANE + stage) for stage in range(lane.latency))),
                 lane.zero_point.eq(zero_point),
@@ -572,7 +577,7 @@ class OutputStage(wiring.Component):
         with m.If(work.accept):
             m.d.sync += [p.eq(self._vectors(work.new.output)) for p in pointers]
         for i in range(3):
-            ends = counters[i] == counts[i] - 1
+            ends = counters[i] == (counts[i] - 1)[: len(counts[i])]
             with m.If(self.result.enable & last):
                 m.d.sync += counters[i].eq(Mux(ends, 0, counters[i] + 1))
                 with m.If(~ends):

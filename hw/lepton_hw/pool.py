@@ -6,7 +6,7 @@ from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from .group_buffer import GroupBuffer
+from .group_buffer import GroupBuffer, group_bits
 from .isa import PoolMode
 
 __all__ = ["WINDOW_SUM_BITS", "Pool"]
@@ -27,7 +27,8 @@ class Pool(wiring.Component):
         inside: the values count.
         last: the window is over.
         results: int8; in NONE and MAX the window's value, when `last`, in the same cycle.
-        sum_group, sums: in SUM the sums of the last window, from the cycle after on, until the group's next value.
+        sum_group, sums: in SUM the sums of the last window, from the cycle after on, until the group's next
+            value.
     """
 
     def __init__(self, lanes: int, groups: int) -> None:
@@ -38,12 +39,12 @@ class Pool(wiring.Component):
                 "minimum": In(signed(8)),
                 "maximum": In(signed(8)),
                 "valid": In(1),
-                "group": In(range(groups)),
+                "group": In(group_bits(groups)),
                 "values": In(data.ArrayLayout(signed(8), lanes)),
                 "inside": In(1),
                 "last": In(1),
                 "results": Out(data.ArrayLayout(signed(8), lanes)),
-                "sum_group": In(range(groups)),
+                "sum_group": In(group_bits(groups)),
                 "sums": Out(data.ArrayLayout(signed(WINDOW_SUM_BITS), lanes)),
             }
         )

@@ -113,9 +113,8 @@ class RequantizeLane(wiring.Component):
         high = register("high", 3, product[_HALF - 1 : _HALF - 1 + SUM_BITS].as_signed())
 
         # 4: rounding term of the shift right; `right` is that of this operation
-        ones = Signal(SUM_BITS - 1)
-        for i in range(SUM_BITS - 1):
-            m.d.comb += ones[i].eq(right > i + 1)
+        ones = Signal(SUM_BITS - 2)
+        m.d.comb += [ones[i].eq(right > i + 1) for i in range(SUM_BITS - 2)]
         carry = (right != 0) & ~high[-1]
         nudged = register("nudged", 4, (high + Cat(ones, Const(0, 1)).as_signed() + carry)[: SUM_BITS + 1])
         amount = register("amount", 4, right)

@@ -38,9 +38,9 @@ class ArbitratedRead(wiring.Signature):
 class ResidualPrefetch(wiring.Component):
     """Holds residual vectors from their arrival to their use.
 
-    Its user asks for a vector (`request` until `granted`), claims it when `available` (some other work may then
-    start that will need it), and at last looks at it and drops it. There may be `depth` vectors between request
-    and drop; keeping that is up to the user.
+    Its user asks for a vector (`request` until `granted`), claims it when `available` (some other work may
+    then start that will need it), and at last looks at it and drops it. There may be `depth` vectors between
+    request and drop; keeping to that is up to the user.
 
     Arguments:
         depth: power of two.

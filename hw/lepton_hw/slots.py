@@ -15,9 +15,8 @@ The sum of a window is rescaled in slot 0 of a later frame, in which no vector m
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
-
-from amaranth.lib import enum
 
 __all__ = ["RESIDUAL_FRAME", "SlotSchedule", "Work", "slot_schedule"]
 
@@ -25,7 +24,7 @@ RESIDUAL_FRAME = 4
 """Slots of a frame when a residual is added."""
 
 
-class Work(enum.Enum, shape=3):
+class Work(enum.IntEnum):
     """What a slot is for; docs/architecture.md calls them A to E."""
 
     SUMS = 0  # A: sum + bias

@@ -50,16 +50,16 @@ def tap_layout(config: NPUConfig) -> data.StructLayout:
 class WindowProducts(wiring.Component):
     """Start values and steps of the two pointers (output buffer entry, residual address).
 
-    A pointer at pixel (y, x) is ``origin + y * row + x * pixel``, so with row and pixel strides (tile_width, 1)
-    and (residual_y_stride, residual_x_stride) both need products with the same four numbers:
+    A pointer at pixel (y, x) is ``origin + y * row + x * pixel``. With (row, pixel) = (tile_width, 1) and
+    (residual_y_stride, residual_x_stride) both need products with the same four numbers:
 
         start    = origin + y_start * row + x_start * pixel
         row_step = stride_y * row                  from window row to window row
         step     = stride_x * pixel                from window to window
 
-    and the tile's entries are tile_height * tile_width. Five numbers are taken bit by bit, lowest first, and the
-    strides shifted and added; a number is over when only its sign is left. So it takes a cycle for a number in
-    [-1, 1], two for [-2, 3], and so on. All results are modulo the size of what they count.
+    and the tile's entries are tile_height * tile_width. Five numbers are taken bit by bit, lowest first, and
+    the strides shifted and added; a number is over when only its sign is left. So it takes a cycle for a
+    number in [-1, 1], two for [-2, 3], and so on. All results are modulo the size of what they count.
 
     Members:
         start: take the inputs; they stay until `done`.
@@ -101,7 +101,11 @@ class WindowProducts(wiring.Component):
         one = Const(1)
         # number, strides it multiplies, results it is added to
         steps: tuple[tuple[Value, tuple[Value, Value], tuple[Signal, Signal]], ...] = (
-            (self.y_start, (self.tile_width, self.residual_y_stride), (self.entry_start, self.residual_start)),
+            (
+                self.y_start,
+                (self.tile_width, self.residual_y_stride),
+                (self.entry_start, self.residual_start),
+            ),
             (self.x_start, (one, self.residual_x_stride), (self.entry_start, self.residual_start)),
             (
                 self.stride_y,
@@ -150,8 +154,8 @@ class WindowWalk(wiring.Component):
     Taps outside the tile are dropped, except the last of a window: it says that the window is over.
 
     The loops are, from the inside: tap of a window row, row of a window, window of a row, row of windows,
-    channel block. A pointer has a register for each: where the present run of that loop began. A step of loop l
-    adds l's step to register l, and the registers of the loops inside start from there.
+    channel block. A pointer has a register for each: where the present run of that loop began. A step of
+    loop l adds l's step to register l, and the registers of the loops inside start from there.
 
     Members:
         start: begin; all inputs below stay until the last tap is taken.
@@ -205,7 +209,7 @@ class WindowWalk(wiring.Component):
         levels = len(counts)
         counters = [Signal.like(c, name=f"counter_{i}") for i, c in enumerate(counts)]
         at_end = Signal(levels)  # this loop and all inside are in their last round
-        m.d.comb += [at_end[i].eq(counters[i] == counts[i] - 1) for i in range(levels)]
+        m.d.comb += [at_end[i].eq(counters[i] == (counts[i] - 1)[: len(counts[i])]) for i in range(levels)]
 
         # One hot: the loop that goes on. All at their end: the walk is over.
         goes_on = Signal(levels)
@@ -227,10 +231,8 @@ class WindowWalk(wiring.Component):
                         m.d.sync += registers[i].eq(value)
             return registers[0]
 
-        def coordinate(
-            name: str, start: Value, stride: Value, tap: int, window: int
-        ) -> Signal:
-            """Row or pixel of the tap: loop `tap` adds 1, loop `window` the stride; those outside start anew."""
+        def coordinate(name: str, start: Value, stride: Value, tap: int, window: int) -> Signal:
+            """Row or pixel of the tap: loop `tap` adds 1, loop `window` the stride; the others start anew."""
             at = Signal(signed(COORDINATE_BITS), name=name, reset_less=True)
             origin = Signal(signed(COORDINATE_BITS), name=f"{name}_origin", reset_less=True)
             with m.If(self.start):

@@ -21,12 +21,12 @@ from lepton_hw.control import ControlUnit
 from lepton_hw.interfaces import AXI4Write, command_layout
 from lepton_hw.isa import ErrorCode, Unit
 
-__all__ = ["FakeUnit", "Plan", "control_bench", "unit_bench_ports"]
+__all__ = ["FakeUnit", "Plan", "QuietWrites", "control_bench", "flat_ports"]
 
 CAPACITY = 3
 
 
-def _flat(prefix: str, interface: Any) -> dict[str, Value]:
+def flat_ports(prefix: str, interface: Any) -> dict[str, Value]:
     """Ports of an interface as `prefix_a_b`."""
     return {
         "_".join((prefix, *map(str, path))): Value.cast(value)
@@ -34,12 +34,7 @@ def _flat(prefix: str, interface: Any) -> dict[str, Value]:
     }
 
 
-def unit_bench_ports(prefix: str, port: Any) -> dict[str, Value]:
-    """Ports of a UnitPort for FakeUnit."""
-    return _flat(prefix, port)
-
-
-class _QuietWrites(wiring.Component):
+class QuietWrites(wiring.Component):
     """Write channels on which nothing is written: the models want to see a whole AXI4 port."""
 
     def __init__(self, data_width: int) -> None:
@@ -65,13 +60,13 @@ class _Bench(Elaboratable):
 def control_bench(config: NPUConfig) -> tuple[Any, dict[str, Value]]:
     """The bench's design: module and ports. Units are `load_command_payload` and so on."""
     control = ControlUnit(config)
-    writes = _QuietWrites(config.bus_width)
+    writes = QuietWrites(config.bus_width)
     ports: dict[str, Value] = {"irq": control.irq, "progress": control.progress}
     ports["events"] = Value.cast(control.events)
     for prefix, interface in (("s_axil", control.csr), ("m_axi", control.fetch), ("m_axi", writes.port)):
-        ports |= _flat(prefix, interface)
+        ports |= flat_ports(prefix, interface)
     for unit in Unit:
-        ports |= unit_bench_ports(unit.name.lower(), getattr(control, unit.name.lower()))
+        ports |= flat_ports(unit.name.lower(), getattr(control, unit.name.lower()))
     assert all(isinstance(value, Signal) for value in ports.values())
     return _Bench(control=control, writes=writes), ports
 
@@ -104,6 +99,7 @@ class FakeUnit:
     Attributes:
         taken: (cycle, payload bits) of each command since the last `clear`.
         done: cycle of each `done`.
+        faults: cycle of each `fault`, clears or not.
         busy_cycles: cycles of work since the last `clear`.
         clears: cycles in which `clear` was high.
         release: set to let a drain for ever end.
@@ -115,6 +111,7 @@ class FakeUnit:
     plan: Plan = field(default_factory=Plan)
     taken: list[tuple[int, dict[str, int]]] = field(default_factory=list)
     done: list[int] = field(default_factory=list)
+    faults: list[int] = field(default_factory=list)
     busy_cycles: int = 0
     clears: list[int] = field(default_factory=list)
     release: bool = False
@@ -138,11 +135,13 @@ class FakeUnit:
         inputs = ("command_valid", "command_ready", "command_payload", "clear")
         port = {name: self._port(name) for name in inputs}
         out = {name: self._port(name) for name in ("done", "fault", "fault_code", "fault_info", "busy")}
+        await RisingEdge(dut.clk)  # inputs have values from here on
         while True:
             await ReadOnly()
-            valid, clear = int(port["command_valid"].value), int(port["clear"].value)
+            # As text: Icarus first evaluates logic when an input changes, until then it may be X.
+            valid, clear = (str(port[name].value) == "1" for name in ("command_valid", "clear"))
             payload = int(port["command_payload"].value) if valid and ready else 0
-            reset = int(dut.rst.value)
+            reset = str(dut.rst.value) == "1"
             await RisingEdge(dut.clk)
             self.cycle += 1
             plan = self.plan
@@ -175,6 +174,7 @@ class FakeUnit:
                         work.popleft()
                         if plan.fail_at is not None and len(self.done) == plan.fail_at:
                             fault = True
+                            self.faults.append(self.cycle)
                         else:
                             done = True
                             self.done.append(self.cycle)

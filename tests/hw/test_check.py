@@ -188,13 +188,15 @@ async def reports_fetch_errors(dut: Any) -> None:
         assert got["code"] == 0
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", ["nano", "base", "odd"])
 def test_check(config: str, simulator: str) -> None:
     commands = 3000 if simulator == "verilator" else 400
-    stall = 0.1 if config == "small" else 0
-    run_bench(
-        lambda: CommandChecker(CONFIGS[config]),
-        __name__,
-        simulator=simulator,
-        env={"CONFIG": config, "COMMANDS": commands, "STALL": stall},
-    )
+    env = {"CONFIG": config, "COMMANDS": commands, "STALL": 0.1 if config == "odd" else 0}
+    run_bench(lambda: CommandChecker(CONFIGS[config]), __name__, simulator=simulator, env=env)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS)
+def test_check_long(config: str) -> None:
+    env = {"CONFIG": config, "COMMANDS": 50_000, "STALL": 0}
+    run_bench(lambda: CommandChecker(CONFIGS[config]), __name__, env=env)

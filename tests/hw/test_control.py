@@ -319,23 +319,23 @@ async def earlier_fault_wins(dut: Any) -> None:
             if checker.check(command) is None:
                 return command
 
-    # LOAD and STORE wait for posts of one SYNC each; their distance in cycles is then found by trying.
-    winners = set()
-    for order in ((Opcode.LOAD, Opcode.STORE), (Opcode.STORE, Opcode.LOAD)):
-        for delay in range(60, 90):
-            b.plan(accept=1, shortest=60, longest=60)
-            late = Unit.LOAD if order[0] is Opcode.STORE else Unit.STORE
-            for unit in (Unit.LOAD, Unit.STORE):
-                b.units[unit].plan.fail_at = 0
-                b.units[unit].plan.fault = (ErrorCode.READ_BUS, unit)
-            early = Unit.STORE if late is Unit.LOAD else Unit.LOAD
-            b.units[early].plan.shortest = b.units[early].plan.longest = delay
-            outcome = await b.run(encode([fresh(order[0]), fresh(order[1]), END]))
+    # The second command starts some cycles after the first: with growing delays the first ends before it, in
+    # the same cycle, after it.
+    for first, second in ((Unit.LOAD, Unit.STORE), (Unit.STORE, Unit.LOAD)):
+        seen = set()
+        for delay in range(60, 110):
+            for unit, cycles in ((first, delay), (second, 60)):
+                b.units[unit].plan = Plan(
+                    accept=1, shortest=cycles, longest=cycles, fail_at=0, fault=(ErrorCode.READ_BUS, unit)
+                )
+                b.units[unit].faults.clear()
+            outcome = await b.run(encode([fresh(Opcode[first.name]), fresh(Opcode[second.name]), END]))
             assert outcome.error is ErrorCode.READ_BUS
-            assert outcome.command == (0 if outcome.info == early else 1), outcome
-            winners.add((order, outcome.command))
-    # Both ways in both orders: so the delays passed through "the same cycle", where the first command counts.
-    assert len(winners) == 4, winners
+            ends = [min(b.units[unit].faults, default=1 << 32) for unit in (first, second)]
+            assert outcome.command == (0 if ends[0] <= ends[1] else 1), (outcome, ends)
+            assert outcome.info == (first, second)[outcome.command]
+            seen.add((ends[0] > ends[1]) - (ends[0] < ends[1]))
+        assert seen == {-1, 0, 1}, seen
     await b.good_run()
     await b.npu.finish()
 
@@ -402,8 +402,9 @@ async def bus_hung(dut: Any) -> None:
             commands = b.program(3)
         else:
             b.units[owing].plan = Plan(hang_at=0, drain=None)
-            commands = b.program(30)
-            assert any(unit_of(c) is owing and c.opcode is not Opcode.SYNC for c in commands)
+            commands = []
+            while not any(unit_of(c) is owing and c.opcode is not Opcode.SYNC for c in commands):
+                commands = b.program(30)
         outcome = await b.run(encode([*commands, END]), watchdog=100, timeout_cycles=3000)
         assert outcome.status == Status.ERROR | Status.BUS_HUNG, outcome
         assert outcome.error is ErrorCode.WATCHDOG, outcome
@@ -581,7 +582,7 @@ async def counters(dut: Any) -> None:
 async def latency(dut: Any) -> None:
     """Short ways: START to the first LOAD, the end of a command to the start of one that waits for it."""
     b = await bench(dut, latency=0)
-    b.plan(accept=1, shortest=20, longest=20)
+    b.plan(accept=1, shortest=60, longest=60)  # the second command has arrived when the first is done
     load = Command(Opcode.LOAD, post0_count=1)
     store = Command(Opcode.STORE, wait0_count=1)
     outcome = await b.run(encode([load, store, END]))
@@ -595,9 +596,9 @@ async def latency(dut: Any) -> None:
     await b.npu.finish()
 
 
-@pytest.mark.parametrize("config", ["nano", "base", "large"])
+@pytest.mark.parametrize("config", ["nano", "base"])
 def test_control(config: str, simulator: str) -> None:
-    runs = 30 if simulator == "verilator" else 5
+    runs = 20 if simulator == "verilator" else 4
     env = {"CONFIG": config, "RUNS": runs}
     run_bench(lambda: control_bench(preset(config)), __name__, simulator=simulator, env=env)
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, replace
-from itertools import count
 
 import cocotb
 import numpy as np
 import pytest
 from cocotb.triggers import RisingEdge
+
+from bench import run_bench
 from lepton_hw.config import NPUConfig, preset
 from lepton_hw.interfaces import FIRST_PAYLOAD_WORD, command_layout
 from lepton_hw.isa import COMMAND_WORDS, Command, Opcode, Unit, encode
 from lepton_hw.output_stage import OutputStage
-
-from bench import run_bench
 from requantize_model import output_tile
-from stimulus import CLOCK_NS, rng, stalls, start
+from stimulus import rng, stalls, start
 
 _LATENCY = 15  # most cycles from a finished sum to its vector's write
 _WAY = 12  # cycles from the read of a sum to its vector's write
@@ -161,14 +160,16 @@ class Neighbours:
                 command, wanted = self.snapshots.pop(0)
                 wrong = np.argwhere((wanted != self.scratchpad).any(1))[:, 0]
                 assert not len(wrong), (
-                    f"command {self.done}, {command}: vectors {wrong[:8]} are wrong, e.g. {self.scratchpad[wrong[0]]}, "
-                    f"should be {wanted[wrong[0]]}"
+                    f"command {self.done}, {command}: vectors {wrong[:8]} are wrong, e.g. "
+                    f"{self.scratchpad[wrong[0]]}, should be {wanted[wrong[0]]}"
                 )
             if dut.sums__enable.value:
                 at = int(dut.sums__address.value)
                 age = (self.written - 1 - at) % depth
                 entry = self.written - 1 - age
-                assert self.released <= entry, f"read of entry {at}: {self.written} written, {self.released} free"
+                assert self.released <= entry, (
+                    f"read of entry {at}: {self.written} written, {self.released} free"
+                )
                 dut.sums__data.value = int.from_bytes(self.ring[at], "little")
             else:
                 dut.sums__data.value = self._junk(32 * n)
@@ -180,7 +181,9 @@ class Neighbours:
                 granted[-1] = int(dut.residual__address.value)
             arrived = granted.pop(0) if len(granted) == 2 else None
             dut.residual__data.value = (
-                self._junk(8 * n) if arrived is None else int.from_bytes(self.scratchpad[arrived].tobytes(), "little")
+                self._junk(8 * n)
+                if arrived is None
+                else int.from_bytes(self.scratchpad[arrived].tobytes(), "little")
             )
             if dut.parameters__enable.value:
                 at = int(dut.parameters__address.value)
@@ -405,7 +408,11 @@ async def throughput(dut):
         gap = cycles[blocks * outputs] - cycles[blocks * outputs - 1]
         dut._log.info("%s: %d cycles, gap %d", name, cycles[-1] - cycles[0], gap)
         # Once more through the lanes for B and D, for a window's other taps, and for E.
-        way = 2 * (_WAY + frame) * ("residual" in name) + frame * slots // outputs + (_WAY + frame) * ("sum" in name)
+        way = (
+            2 * (_WAY + frame) * ("residual" in name)
+            + frame * slots // outputs
+            + (_WAY + frame) * ("sum" in name)
+        )
         assert gap <= _GAP + way, f"{name}: {gap} cycles between commands"
 
 

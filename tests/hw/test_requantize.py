@@ -5,10 +5,10 @@ from __future__ import annotations
 import cocotb
 import numpy as np
 from cocotb.triggers import RisingEdge
-from lepton_hw.requantize import RequantizeLane
-from lepton_sim.reference.requantize import multiply_by_quantized_multiplier
 
 from bench import run_bench
+from lepton_hw.requantize import RequantizeLane
+from lepton_sim.reference.requantize import multiply_by_quantized_multiplier
 from requantize_model import clamp, rescale
 from stimulus import rng, start
 

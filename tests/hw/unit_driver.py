@@ -124,7 +124,7 @@ class UnitDriver:
                 if offered and str(dut.port__command__ready.value) == "1":
                     self.taken.append(self._queue.popleft())
                     offered = False
-                if len(self.taken) > len(self.done) + len(self.faults):
+                if len(self.taken) > len(self.done) and not self.faults:
                     # The command taken at this very edge shows in `busy` from the next cycle on.
                     self._unfinished += 1
                     assert self._unfinished < 2 or str(dut.port__busy.value) == "1", (

@@ -99,11 +99,13 @@ struct Burst {
     uint32_t beats;     // still to come
     uint8_t size;       // log2 of the bytes of a beat
     uint8_t response;   // so far (writes)
+    uint8_t id;         // comes back with the data, or the response
 };
 
 struct Response {
     uint64_t ready_at;
     uint8_t code;
+    uint8_t id;
 };
 
 template <size_t BusBytes>
@@ -362,7 +364,7 @@ class Simulator {
 
     void accept_read() {
         Burst burst = checked_burst("AR", top_->m_axi_araddr, top_->m_axi_arlen, top_->m_axi_arsize,
-                                    top_->m_axi_arburst);
+                                    top_->m_axi_arburst, top_->m_axi_arid);
         burst.ready_at = cycle_ + options_.read_latency;
         reads_.push(burst);
         ++reads_open_;
@@ -370,7 +372,7 @@ class Simulator {
 
     void accept_write() {
         writes_.push(checked_burst("AW", top_->m_axi_awaddr, top_->m_axi_awlen, top_->m_axi_awsize,
-                                   top_->m_axi_awburst));
+                                   top_->m_axi_awburst, top_->m_axi_awid));
         ++writes_open_;
         while (!early_.empty() && !writes_.empty()) {
             store(early_.front());
@@ -392,7 +394,8 @@ class Simulator {
     }
 
     // Rules that a burst of the NPU has to keep (Arm IHI 0022H A3.4.1); broken ones are reported, not repaired.
-    Burst checked_burst(const char* channel, uint64_t address, uint32_t length, uint8_t size, uint8_t type) {
+    Burst checked_burst(const char* channel, uint64_t address, uint32_t length, uint8_t size, uint8_t type,
+                        uint8_t id) {
         const uint64_t beats = length + 1;
         const uint64_t first = address >> size << size;
         std::string problem;
@@ -406,7 +409,7 @@ class Simulator {
                       " bytes at address " + std::to_string(address) + " crosses a 4 KiB boundary";
         }
         if (!problem.empty()) protocol_fault(channel, problem);
-        return Burst{address, 0, static_cast<uint32_t>(beats), size, kOkay};
+        return Burst{address, 0, static_cast<uint32_t>(beats), size, kOkay, id};
     }
 
     void protocol_fault(const char* channel, const std::string& problem) {
@@ -441,7 +444,7 @@ class Simulator {
                                           : "no WLAST on the last beat of its burst");
         }
         if (burst.beats == 0) {
-            responses_.push(Response{cycle_ + options_.write_latency, burst.response});
+            responses_.push(Response{cycle_ + options_.write_latency, burst.response, burst.id});
             writes_.pop();
         }
     }
@@ -487,6 +490,7 @@ class Simulator {
             const bool due = !responses_.empty() && responses_.front().ready_at <= cycle_;
             if (due) {
                 drive(top.m_axi_bresp, responses_.front().code);
+                drive(top.m_axi_bid, responses_.front().id);
                 responses_.pop();
             }
             drive(top.m_axi_bvalid, due);
@@ -507,6 +511,7 @@ class Simulator {
             std::memset(&top.m_axi_rdata, 0, kBusBytes);
         }
         top.m_axi_rresp = inside ? kOkay : kDecodeError;
+        top.m_axi_rid = burst.id;
         top.m_axi_rvalid = 1;
         advance(burst);
         top.m_axi_rlast = burst.beats == 0;
