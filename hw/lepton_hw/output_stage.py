@@ -461,6 +461,8 @@ class OutputStage(wiring.Component):
         shared_shift, use_shared_shift = constant(second, "shift", SHIFT_BITS)
         shared_multiplier, use_shared_multiplier = constant(third, "multiplier", MULTIPLIER_BITS)
 
+        once = Signal()
+        m.d.comb += once.eq((third.work == Work.SUMS) & output.single_rounding)
         zero_point, minimum, maximum = (
             Signal(signed(8), name=name) for name in ("zero_point", "minimum", "maximum")
         )
@@ -516,6 +518,7 @@ class OutputStage(wiring.Component):
             m.d.comb += [
                 lane.x.eq(x),
                 lane.shift.eq(shift),
+                lane.once.eq(once),
                 lane.multiplier.eq(
                     Mux(use_shared_multiplier, shared_multiplier, multipliers.word_select(i, MULTIPLIER_BITS))
                 ),

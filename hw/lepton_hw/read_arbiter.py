@@ -57,7 +57,8 @@ class ReadArbiter(wiring.Component):
             m.d.comb += getattr(self.axi, f"ar{name}").eq(Mux(is_fetch, fetch, load))
         m.d.sync += [waiting.eq(self.axi.arvalid & ~self.axi.arready), held.eq(is_fetch)]
 
-        to_fetch = self.axi.rid == FETCH_ID
+        # RID means nothing while RVALID is low.
+        to_fetch = self.axi.rvalid & (self.axi.rid == FETCH_ID)
         m.d.comb += [
             self.fetch.rvalid.eq(self.axi.rvalid & to_fetch),
             self.load.rvalid.eq(self.axi.rvalid & ~to_fetch),

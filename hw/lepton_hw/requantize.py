@@ -2,6 +2,7 @@
 
     cycle   registered at its end                              enable
     0       shifted  = x << max(shift, 0), modulo 2^32         0
+                       (`once`: saturated)
             factor   = multiplier
     1       products = the four 16 x 16 bit partial products   1
     2       outer    = high product, low product               2
@@ -15,11 +16,15 @@
 The 2^14 in `middle` is the 2^30 that rounds ``x * multiplier / 2^31``. The second rounding, halves away from
 zero, adds 2^(e - 1) to positive and 2^(e - 1) - 1 to negative values before the shift right by e: a row of
 e - 1 ones, and a carry for positive values.
+
+With `once` there is one rounding, halves away from zero: (P + 2^(30 + e) - (P < 0)) >> (31 + e) of the product
+P = hi * 2^31 + lo. That is (hi + 2^(e - 1) - tie) >> e, where a tie is a negative P with lo = 0; and for e = 0,
+where the 2^30 is needed as in the other case, hi' - tie with hi' and lo' those of P + 2^30.
 """
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -41,6 +46,7 @@ class RequantizeLane(wiring.Component):
         x: int32, in cycle 0.
         multiplier: 0 to 2^31 - 1, in cycle 0.
         shift: -31 to 30, positive is left, in cycle 0.
+        once: round once, in cycle 0.
         enable: bit i belongs to the operation that is in cycle i.
         rescaled: int32, from cycle `RESCALE_LATENCY` on.
         zero_point: int8, in cycle `RESCALE_LATENCY`.
@@ -57,6 +63,7 @@ class RequantizeLane(wiring.Component):
                 "x": In(signed(SUM_BITS)),
                 "multiplier": In(MULTIPLIER_BITS),
                 "shift": In(signed(SHIFT_BITS)),
+                "once": In(1),
                 "enable": In(self.LATENCY),
                 "rescaled": Out(signed(SUM_BITS)),
                 "zero_point": In(signed(8)),
@@ -85,11 +92,23 @@ class RequantizeLane(wiring.Component):
 
         # 0: shift left
         left = Mux(self.shift[-1], 0, self.shift[: SHIFT_BITS - 1])
-        shifted = register("shifted", 0, (self.x << left)[:SUM_BITS])
+        wide = self.x << left
+        overflows = wide[SUM_BITS - 1 :].any() & ~wide[SUM_BITS - 1 :].all()
+        extreme = Mux(self.x[-1], 1 << (SUM_BITS - 1), (1 << (SUM_BITS - 1)) - 1)
+        shifted = register("shifted", 0, Mux(self.once & overflows, extreme, wide[:SUM_BITS])[:SUM_BITS])
         factor = register("factor", 0, self.multiplier)
 
         # the right shift travels along: it is used in cycles 4 and 5
         right = register("right_0", 0, right_shift(self.shift))
+        once = register("once_0", 0, self.once)
+        # P + 2^30 is needed unless the rounding comes later
+        half = register("half_0", 0, ~self.once | (right_shift(self.shift) == 0))
+        negative = register("negative_1", 1, shifted[-1] & once)
+        half = register("half_1", 1, half)
+        negative = register("negative_2", 2, negative)
+        once = register("once_1", 1, once)
+        for stage in (2, 3):
+            once = register(f"once_{stage}", stage, once)
         for stage in range(1, 4):
             right = register(f"right_{stage}", stage, right)
 
@@ -105,18 +124,21 @@ class RequantizeLane(wiring.Component):
         outer_low = register("outer_low", 2, low_low)
         outer_high = register("outer_high", 2, high_high)
         middle = register(
-            "middle", 2, (low_high + high_low + (1 << (_HALF - 2)))[: 2 * _HALF + 1].as_signed()
+            "middle", 2, (low_high + high_low + (half << (_HALF - 2)))[: 2 * _HALF + 1].as_signed()
         )
 
-        # 3: the low 16 bits of the product pass unchanged, and none of them is kept
+        # 3: the low 16 bits of the product pass unchanged; they only tell a tie
         product = Cat(outer_low[_HALF:], outer_high).as_signed() + middle
+        tie = register("tie", 3, negative & ~outer_low[:_HALF].any() & ~product[: _HALF - 1].any())
         high = register("high", 3, product[_HALF - 1 : _HALF - 1 + SUM_BITS].as_signed())
 
         # 4: rounding term of the shift right; `right` is that of this operation
-        ones = Signal(SUM_BITS - 2)
-        m.d.comb += [ones[i].eq(right > i + 1) for i in range(SUM_BITS - 2)]
-        carry = (right != 0) & ~high[-1]
-        nudged = register("nudged", 4, (high + Cat(ones, Const(0, 1)).as_signed() + carry)[: SUM_BITS + 1])
+        ones = Signal(SUM_BITS - 1)
+        minus_one = tie & (right == 0)
+        m.d.comb += [ones[i].eq((right > i + 1) | minus_one) for i in range(SUM_BITS - 2)]
+        m.d.comb += ones[-1].eq(minus_one)
+        carry = (right != 0) & Mux(once, ~tie, ~high[-1])
+        nudged = register("nudged", 4, (high + ones.as_signed() + carry)[: SUM_BITS + 1])
         amount = register("amount", 4, right)
 
         # 5 to 7: shift right, zero point, clamp

@@ -33,6 +33,7 @@ from .device import RunResult, Window
 from .golden.accesses import accesses, feeds_itself, overlap
 from .golden.executor import GoldenDevice
 from .golden.geometry import pass_count
+from .golden.lint import lint
 from .ordering import OrderingStyle, add_semaphores
 
 __all__ = ["MEMORY_BYTES", "RandomProgram", "random_program", "run_golden"]
@@ -107,7 +108,10 @@ def random_program(
     """
     if size < 0:
         raise ValueError(f"size must not be negative, not {size}")
-    return _Generator(rng, config, work).program(size)
+    while True:
+        program = _Generator(rng, config, work).program(size)
+        if program is not None:
+            return program
 
 
 class _Generator:
@@ -580,7 +584,8 @@ class _Generator:
                 i -= 1
                 steps -= 1
 
-    def program(self, size: int) -> RandomProgram:
+    def program(self, size: int) -> RandomProgram | None:
+        """None where the order that is needed lets a tile and its OUTPUT wait for each other."""
         rng = self.rng
         self._fill_scratchpad()
         for _ in range(size):
@@ -608,8 +613,12 @@ class _Generator:
         )
         self.commands.append(Command(Opcode.END))
         commands = add_semaphores(self.commands, self.config, rng, style)
-        if len(commands) > _PROGRAM_BYTES // 64:  # too many SYNCs
-            commands = add_semaphores(self.commands, self.config, rng, OrderingStyle())
+        # Too many SYNCs; or a tile that is larger than the output buffer, with more order than it bears.
+        if len(commands) > _PROGRAM_BYTES // 64 or lint(commands, self.config):
+            style = OrderingStyle()
+            commands = add_semaphores(self.commands, self.config, rng, style)
+            if lint(commands, self.config):
+                return None
         raw = encode(commands)
         if len(raw) > _PROGRAM_BYTES:
             most = _PROGRAM_BYTES // 64

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["add_residual", "clamp", "output_tile", "rescale", "wrap"]
+__all__ = ["add_residual", "clamp", "output_tile", "rescale", "rescale_once", "wrap"]
 
 Ints = NDArray[np.int64]
 
@@ -25,6 +25,17 @@ def rescale(x: ArrayLike, multiplier: ArrayLike, shift: ArrayLike) -> Ints:
     value = (value * np.asarray(multiplier, np.int64) + 2**30) // 2**31
     # Halves away from zero: on the magnitude, then the sign again.
     rounded = (np.abs(value) + (np.int64(1) << right) // 2) >> right
+    return np.where(value < 0, -rounded, rounded)
+
+
+def rescale_once(x: ArrayLike, multiplier: ArrayLike, shift: ArrayLike) -> Ints:
+    """``x * multiplier * 2^(shift - 31)``, rounded once, halves away from zero; a left shift saturates."""
+    shifts = np.asarray(shift, np.int64)
+    left, right = np.maximum(shifts, 0), 31 + np.maximum(-shifts, 0)
+    value = np.clip(np.asarray(x, np.int64) << left, -(2**31), 2**31 - 1) * np.asarray(multiplier, np.int64)
+    magnitude, half = np.abs(value), np.int64(1) << (right - 1)
+    # Halves in unsigned 64 bits: the largest magnitude and half together are below 2^63.
+    rounded = (magnitude + half) >> right
     return np.where(value < 0, -rounded, rounded)
 
 
@@ -68,7 +79,8 @@ def output_tile(
         if not command["per_tensor"]:
             multiplier = vectors[4:8].reshape(-1).view("<i4").astype(np.int64)
             shift = vectors[8].view(np.int8).astype(np.int64)
-        q = rescale(wrap(sums[block] + bias), multiplier, shift)
+        scale = rescale_once if command["single_rounding"] else rescale
+        q = scale(wrap(sums[block] + bias), multiplier, shift)
         q = clamp(q, command["zero_point"], command["minimum"], command["maximum"])
         if command["residual"]:
             y, x = np.mgrid[:height, :width]

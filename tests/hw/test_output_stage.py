@@ -260,6 +260,7 @@ async def _random_output(bench, random, region):
     blocks = min(blocks, config.parameter_vectors // rows, half // (height * width) or 1)
     mode = random.randrange(3)
     fields = {"pool_mode": mode, "per_tensor": per_tensor, "residual": random.randrange(2)}
+    fields["single_rounding"] = random.randrange(2)
     strides = (random.randint(1, 3), random.randint(1, 3))
     starts = (0, 0)
     if mode:

@@ -43,9 +43,8 @@ class Bench:
         if stall:
             self.memory.stall(stall, rng("bus"))
             for name, master in self.masters.items():
-                interface = master.read_if if hasattr(master, "read_if") else master
-                interface.ar_channel.set_pause_generator(stalls(rng(f"{name} ar"), stall))
-                interface.r_channel.set_pause_generator(stalls(rng(f"{name} r"), stall))
+                master.ar_channel.set_pause_generator(stalls(rng(f"{name} ar"), stall))
+                master.r_channel.set_pause_generator(stalls(rng(f"{name} r"), stall))
 
     async def read(self, name: str, address: int, length: int) -> Any:
         """Read through a manager."""

@@ -9,7 +9,7 @@ from cocotb.triggers import RisingEdge
 from bench import run_bench
 from lepton_hw.requantize import RequantizeLane
 from lepton_sim.reference.requantize import multiply_by_quantized_multiplier
-from requantize_model import clamp, rescale
+from requantize_model import clamp, rescale, rescale_once
 from stimulus import rng, start
 
 _EDGES = [0, 1, 2, 3, 2**15 - 1, 2**15, 2**16 - 1, 2**16, 2**30 - 1, 2**30, 2**30 + 1, 2**31 - 2, 2**31 - 1]
@@ -32,6 +32,7 @@ def _operands(random, count):
         rows.append((x, multiplier, random.randrange(-31, 31), random.randrange(-128, 128), minimum, maximum))
     # A shift that makes halves: 2 and 3 times 2^30 / 2^31 are 1 and 1.5; then / 2^e.
     rows += [(x << e, 2**30, -e, 0, -128, 127) for e in range(1, 16) for x in range(-9, 10)]
+    rows += [(x, 2**30, 0, 0, -128, 127) for x in range(-9, 10)]
     return rows
 
 
@@ -41,13 +42,15 @@ def _unsigned(value, bits):
 
 @cocotb.test()
 async def every_operation_is_exact(dut):
-    """Operations with random pauses; a stage that does not work must not change."""
+    """Operations of both roundings with random pauses; a stage that does not work must not change."""
     await start(dut)
     random = rng()
     rows = _operands(random, 20_000)
     columns = np.array(rows, np.int64).T
-    wanted = rescale(*columns[:3])
-    assert np.array_equal(wanted, multiply_by_quantized_multiplier(*columns[:3]))
+    twice = rescale(*columns[:3])
+    assert np.array_equal(twice, multiply_by_quantized_multiplier(*columns[:3]))
+    once = [random.random() < 0.5 for _ in rows]
+    wanted = np.where(once, rescale_once(*columns[:3]), twice)
     wanted_clamped = [
         int(clamp(w, int(z), int(low), int(high)))
         for w, z, low, high in zip(wanted, *columns[3:], strict=True)
@@ -70,6 +73,7 @@ async def every_operation_is_exact(dut):
         dut.x.value = _unsigned(x, 32)
         dut.multiplier.value = int(multiplier)
         dut.shift.value = _unsigned(shift, 6)
+        dut.once.value = once[entering] if entering is not None else random.getrandbits(1)
         moving, clamping = flight[rescale_latency], flight[rescale_latency + 1]
         dut.zero_point.value = _unsigned(rows[moving][3] if moving is not None else 85, 8)
         dut.minimum.value = _unsigned(rows[clamping][4] if clamping is not None else 7, 8)

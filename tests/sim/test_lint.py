@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lepton_hw.config import PRESETS
@@ -192,6 +194,33 @@ def test_overflow_by_running_ahead() -> None:
         sync(Unit.STORE, wait0=(1, 15), post0=(2, 1)),
     ]
     assert lint([sync(Unit.STORE, post0=(2, 1)), *held * 20, END], CONFIG) == []
+
+
+def test_a_tile_larger_than_the_output_buffer() -> None:
+    """Its CONV ends when OUTPUT has taken some of it: OUTPUT must not wait for the end, by any way."""
+
+    def program(width: int, **first: tuple[int, int]) -> list[Command]:
+        return [
+            Command(Opcode.CONV, input=2048, out_blocks=2, out_width=width, **ops(post0=(1, 1), **first)),
+            Command(Opcode.FILL, row_bytes=4, local_address=2048, **ops(wait0=(1, 1))),
+            sync(Unit.LOAD, post0=(2, 1)),
+            Command(Opcode.OUTPUT, out_width=width, per_tensor=1, **ops(wait0=(2, 1))),
+            END,
+        ]
+
+    assert CONFIG.output_depth == 128
+    assert lint(program(64), CONFIG) == []
+    config = replace(CONFIG, accumulator_depth=128)
+    assert lint(program(64), config) == []
+    (problem,) = lint(program(65), config)
+    assert problem == (
+        "command 3 (OUTPUT) waits until command 0 (CONV) is done, and that cannot be before OUTPUT takes some of "
+        "its 2 * 1 * 65 sums: the output buffer holds 128"
+    )
+    later = program(65)
+    later[3] = Command(Opcode.OUTPUT, out_width=65, per_tensor=1)
+    later.insert(4, sync(Unit.OUTPUT, wait0=(2, 1)))  # behind the OUTPUT it may
+    assert lint(later, config) == []
 
 
 def test_a_ragged_program() -> None:

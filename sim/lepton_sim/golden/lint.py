@@ -33,10 +33,15 @@ _NEVER = -1
 def lint(program: bytes | list[Command], config: NPUConfig) -> list[str]:
     """What makes a program wrong or its result dependent on timing; empty for a good program.
 
-    Reported are: the first command that the control unit would refuse (windows are taken as open); waits that
-    the posts of earlier commands do not satisfy; a semaphore on which two units wait; a semaphore that may go
-    past 255; commands of different units that touch the same bytes, at least one writing, without an order;
-    an OUTPUT that reads residuals which it has written itself.
+    Reported are:
+
+    * the first command that the control unit would refuse (windows are taken as open);
+    * waits that the posts of earlier commands do not satisfy;
+    * a semaphore on which two units wait, or that may go past 255;
+    * an OUTPUT that waits, be it through others, for the end of its own CONV, where the tile is larger than
+      the output buffer;
+    * commands of different units that touch the same bytes, at least one writing, without an order;
+    * an OUTPUT that reads residuals which it has written itself.
 
     Order comes from semaphores: a wait is known to follow a post if without that post (and those that follow
     it in its unit) the count could not be reached. Besides, an OUTPUT is done only after the CONVs of its
@@ -52,6 +57,7 @@ def lint(program: bytes | list[Command], config: NPUConfig) -> list[str]:
         return problems  # without a way to run it, there is no order to speak of
     order = _Order(commands)
     problems += order.overflows()
+    problems += _stuck(commands, config, order)
     problems += _races(commands, config, order)
     return problems
 
@@ -306,6 +312,24 @@ def _races(commands: list[Command], config: NPUConfig, order: _Order) -> list[st
     for index, (command, tile) in enumerate(zip(commands, tile_shapes(commands), strict=True)):
         if command.opcode is Opcode.OUTPUT and command.residual and feeds_itself(command, config, tile):
             problems.append(f"command {index} (OUTPUT) reads residuals that it has written itself")
+    return problems
+
+
+def _stuck(commands: list[Command], config: NPUConfig, order: _Order) -> list[str]:
+    """OUTPUTs that wait for a CONV which waits for them: its sums are more than the output buffer holds."""
+    problems = []
+    conv = 0
+    for index, (c, tile) in enumerate(zip(commands, tile_shapes(commands), strict=True)):
+        if c.opcode is Opcode.CONV:
+            conv = index
+        elif c.opcode is Opcode.OUTPUT and order.follows(index, conv):
+            blocks, height, width = tile
+            if blocks * height * width > config.output_depth:
+                problems.append(
+                    f"command {index} (OUTPUT) waits until command {conv} (CONV) is done, and that cannot be "
+                    f"before OUTPUT takes some of its {blocks} * {height} * {width} sums: the output buffer "
+                    f"holds {config.output_depth}"
+                )
     return problems
 
 
