@@ -52,11 +52,11 @@ class BlockRAM(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.storage = storage = memory.Memory(
+        m.submodules.words = words = memory.Memory(
             shape=self._width, depth=self._depth, init=[], attrs={"no_rw_check": 1}
         )
-        write = storage.write_port(granularity=self._granularity)
-        read = storage.read_port(domain="comb")
+        write = words.write_port(granularity=self._granularity)
+        read = words.read_port(domain="comb")
         output = Signal(self._width, reset_less=True)
         m.d.comb += [
             write.en.eq(self.write_enable),

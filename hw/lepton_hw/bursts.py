@@ -32,9 +32,13 @@ def local_bits(config: NPUConfig) -> int:
     return exact_log2(max(config.scratchpad_bytes, config.weight_bytes, config.parameter_bytes))
 
 
-def rows_layout(config: NPUConfig, tag: ShapeLike) -> data.StructLayout:
-    """A command's rows. `tag` travels with each burst and beat."""
-    return data.StructLayout(
+def _with_tag(fields: dict[str, ShapeLike], tag: ShapeLike | None) -> data.StructLayout:
+    return data.StructLayout(fields if tag is None else {**fields, "tag": tag})
+
+
+def rows_layout(config: NPUConfig, tag: ShapeLike | None) -> data.StructLayout:
+    """A command's rows. `tag` travels with each burst and beat; None: there is no such field."""
+    return _with_tag(
         {
             "address": unsigned(32),
             "stride": unsigned(32),
@@ -42,12 +46,12 @@ def rows_layout(config: NPUConfig, tag: ShapeLike) -> data.StructLayout:
             "local_stride": unsigned(local_bits(config)),
             "row_bytes": unsigned(ROW_BYTES_BITS),
             "rows": unsigned(ROWS_BITS),
-            "tag": tag,
-        }
+        },
+        tag,
     )
 
 
-def burst_layout(config: NPUConfig, tag: ShapeLike) -> data.StructLayout:
+def burst_layout(config: NPUConfig, tag: ShapeLike | None) -> data.StructLayout:
     """A burst.
 
     Fields: `beat_address`, in beats; `length`, beats less one; `start`, `end`: it holds the first, the last
@@ -55,7 +59,7 @@ def burst_layout(config: NPUConfig, tag: ShapeLike) -> data.StructLayout:
     of that beat before the row; `keep`: index of the row's last byte in its last beat; `tag`.
     """
     lane = exact_log2(config.bus_bytes)
-    return data.StructLayout(
+    return _with_tag(
         {
             "beat_address": unsigned(32 - lane),
             "length": unsigned(exact_log2(config.burst_beats)),
@@ -65,26 +69,26 @@ def burst_layout(config: NPUConfig, tag: ShapeLike) -> data.StructLayout:
             "local": unsigned(local_bits(config)),
             "skip": unsigned(lane),
             "keep": unsigned(lane),
-            "tag": tag,
-        }
+        },
+        tag,
     )
 
 
-def beat_layout(config: NPUConfig, tag: ShapeLike) -> data.StructLayout:
+def beat_layout(config: NPUConfig, tag: ShapeLike | None) -> data.StructLayout:
     """A beat.
 
     Fields: `local`: byte address of its window on chip; `mask`: the row's bytes in it; `count`: how many;
     `last`: of its burst; `final`: of its command; `tag`.
     """
-    return data.StructLayout(
+    return _with_tag(
         {
             "local": unsigned(local_bits(config)),
             "mask": unsigned(config.bus_bytes),
             "count": unsigned(exact_log2(config.bus_bytes) + 1),
             "last": unsigned(1),
             "final": unsigned(1),
-            "tag": tag,
-        }
+        },
+        tag,
     )
 
 
@@ -98,7 +102,7 @@ class RowBursts(wiring.Component):
 
     Arguments:
         config: the NPU's configuration.
-        tag: shape of what travels along.
+        tag: shape of what travels along; None: nothing.
 
     Members:
         rows: commands, in order.
@@ -107,7 +111,7 @@ class RowBursts(wiring.Component):
         busy: there are rows left.
     """
 
-    def __init__(self, config: NPUConfig, tag: ShapeLike) -> None:
+    def __init__(self, config: NPUConfig, tag: ShapeLike | None) -> None:
         self._config = config
         self._tag = tag
         super().__init__(
@@ -160,7 +164,6 @@ class RowBursts(wiring.Component):
         start = Signal()
         local = Signal(local_bits(config))
         first_byte, last_byte = Signal(lane), Signal(lane)
-        tag = Signal(self._tag)
         burst = self.bursts.payload
         fits = Signal()
         burst_taken = Signal()
@@ -176,7 +179,6 @@ class RowBursts(wiring.Component):
             burst.local.eq(local),
             burst.skip.eq(first_byte),
             burst.keep.eq(last_byte),
-            burst.tag.eq(tag),
             burst_taken.eq(burst_valid & self.bursts.ready),
             row_taken.eq(row_valid & (~burst_valid | (burst_taken & fits))),
         ]
@@ -198,8 +200,12 @@ class RowBursts(wiring.Component):
                 local.eq(row.local - skip),
                 first_byte.eq(skip),
                 last_byte.eq(span[:lane]),
-                tag.eq(row.tag),
             ]
+        if self._tag is not None:
+            tag = Signal(self._tag)
+            m.d.comb += burst.tag.eq(tag)
+            with m.If(row_taken):
+                m.d.sync += tag.eq(row.tag)
         m.d.comb += self.busy.eq(row_valid | burst_valid)
         with m.If(self.clear):
             m.d.sync += [row_valid.eq(0), burst_valid.eq(0)]
@@ -211,7 +217,7 @@ class BurstBeats(wiring.Component):
 
     Arguments:
         config: the NPU's configuration.
-        tag: shape of what travels along.
+        tag: shape of what travels along; None: nothing.
 
     Members:
         bursts: bursts, in order; one is taken with its last beat.
@@ -219,8 +225,9 @@ class BurstBeats(wiring.Component):
         skip: end the burst with this beat.
     """
 
-    def __init__(self, config: NPUConfig, tag: ShapeLike) -> None:
+    def __init__(self, config: NPUConfig, tag: ShapeLike | None) -> None:
         self._config = config
+        self._tag = tag
         super().__init__(
             {
                 "bursts": In(stream.Signature(burst_layout(config, tag))),
@@ -250,10 +257,14 @@ class BurstBeats(wiring.Component):
             ),
             beat.last.eq(last),
             beat.final.eq(last & burst.final),
-            beat.tag.eq(burst.tag),
         ]
+        if self._tag is not None:
+            m.d.comb += beat.tag.eq(burst.tag)
+        # A row leaves out neither the last lane of its first beat nor the first lane of its last one.
         for lane in range(config.bus_bytes):
-            m.d.comb += beat.mask[lane].eq(~(begins & (lane < burst.skip)) & ~(ends & (lane > burst.keep)))
+            before = begins & (burst.skip > lane) if lane < config.bus_bytes - 1 else Const(0)
+            after = ends & (burst.keep < lane) if lane else Const(0)
+            m.d.comb += beat.mask[lane].eq(~(before | after))
         with m.If(self.beats.valid & self.beats.ready):
             m.d.sync += [
                 following.eq(beat.local + config.bus_bytes),

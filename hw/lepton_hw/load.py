@@ -72,8 +72,9 @@ class LoadUnit(wiring.Component):
         m.submodules.bursts = bursts = RowBursts(config, self._tag)
         m.submodules.beats = beats = BurstBeats(config, self._tag)
         announced_layout = burst_layout(config, self._tag)
+        # At least two entries: a FIFO of one would have an index of no bits.
         m.submodules.announced = announced = SyncFIFO(
-            width=announced_layout.size, depth=config.outstanding_reads
+            width=announced_layout.size, depth=max(2, config.outstanding_reads)
         )
         returned_layout = data.StructLayout({"data": config.bus_width, "resp": 2})
         m.submodules.returned = returned = SyncFIFO(width=returned_layout.size, depth=2)
@@ -121,8 +122,10 @@ class LoadUnit(wiring.Component):
         # Addresses. A burst enters the FIFO together with the AR register; ARVALID survives `drop`.
         burst = bursts.bursts.payload
         announce = Signal()
+        room = Signal()
         m.d.comb += [
-            bursts.bursts.ready.eq(announced.w_rdy & (burst.tag.fill | ~axi.arvalid | axi.arready) & ~drop),
+            room.eq(announced.level != config.outstanding_reads),
+            bursts.bursts.ready.eq(room & (burst.tag.fill | ~axi.arvalid | axi.arready) & ~drop),
             announce.eq(bursts.bursts.valid & bursts.bursts.ready),
             announced.w_en.eq(announce),
             announced.w_data.eq(burst),

@@ -193,7 +193,7 @@ class Scratchpad(wiring.Component):
             source = Signal(_BANK_BITS, name=f"store_bank{i}")
             lane = slice(8 * i, 8 * i + 8)
             m.d.sync += [
-                source.eq(Mux(offset <= i, first_bank, first_bank + 1)),
+                source.eq(first_bank if i == n - 1 else Mux(offset <= i, first_bank, first_bank + 1)),
                 store_vector[lane].eq(_select([output[lane] for output in outputs], source)),
             ]
         offset1, offset2 = Signal.like(offset), Signal.like(offset)

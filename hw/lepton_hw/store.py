@@ -70,12 +70,12 @@ class StoreUnit(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config, port, axi = self._config, self.port, self.axi
-        m.submodules.bursts = bursts = RowBursts(config, 0)
-        m.submodules.beats = beats = BurstBeats(config, 0)
-        m.submodules.unanswered = unanswered = SyncFIFO(width=1, depth=config.outstanding_writes)
-        m.submodules.dataless = dataless = SyncFIFO(
-            width=burst_layout(config, 0).size, depth=config.outstanding_writes
-        )
+        m.submodules.bursts = bursts = RowBursts(config, None)
+        m.submodules.beats = beats = BurstBeats(config, None)
+        # At least two entries: a FIFO of one would have an index of no bits.
+        depth = max(2, config.outstanding_writes)
+        m.submodules.unanswered = unanswered = SyncFIFO(width=1, depth=depth)
+        m.submodules.dataless = dataless = SyncFIFO(width=burst_layout(config, None).size, depth=depth)
 
         # Responses
         failing = Signal()
@@ -122,9 +122,11 @@ class StoreUnit(wiring.Component):
         # Addresses. AWVALID survives `drop`.
         burst = bursts.bursts.payload
         announce = Signal()
+        room = Signal()
         m.d.comb += [
             # A burst without data is also unanswered: `dataless` has room when `unanswered` has.
-            bursts.bursts.ready.eq(unanswered.w_rdy & (~axi.awvalid | axi.awready) & ~drop),
+            room.eq(unanswered.level != config.outstanding_writes),
+            bursts.bursts.ready.eq(room & (~axi.awvalid | axi.awready) & ~drop),
             announce.eq(bursts.bursts.valid & bursts.bursts.ready),
             unanswered.w_en.eq(announce),
             unanswered.w_data.eq(burst.final),
@@ -156,7 +158,7 @@ class StoreUnit(wiring.Component):
 
         # Read requests
         request = self.scratchpad.request
-        requested = Signal(beat_layout(config, 0))
+        requested = Signal(beat_layout(config, None))
         places = Signal(range(_BEATS + 1), init=_BEATS)  # free ones
         next_beat = beats.beats
         take = Signal()

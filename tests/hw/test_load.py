@@ -246,8 +246,8 @@ async def one_beat_a_cycle(dut) -> None:
         beats, taken = len(at), at[-1] - at[0] + 1
         requests = sum(len(bursts(c, config())) for c in commands if c.opcode is Opcode.LOAD)
         fills = sum(c.rows * -(-windows(c, config()) // c.rows // config().burst_beats) for c in commands)
-        # With few bursts in flight, their way from AR to R counts, up to 5 cycles in this bench; and the place
-        # in the FIFO that a FILL gives back.
+        # With few bursts in flight, their way from AR to R counts, up to 5 cycles in this bench; and so does
+        # the place in the FIFO that a FILL gives back.
         flight = (requests * 5 + fills + beats) / config().outstanding_reads
         dut._log.info(f"{name}: {beats} beats in {taken} cycles, {requests} bursts")
         assert taken <= max(beats, flight) + 2, f"{name}: {beats} beats took {taken} cycles"

@@ -214,8 +214,8 @@ def test_a_tile_larger_than_the_output_buffer() -> None:
     assert lint(program(64), config) == []
     (problem,) = lint(program(65), config)
     assert problem == (
-        "command 3 (OUTPUT) waits until command 0 (CONV) is done, and that cannot be before OUTPUT takes some of "
-        "its 2 * 1 * 65 sums: the output buffer holds 128"
+        "command 3 (OUTPUT) waits until command 0 (CONV) is done, and that cannot be before OUTPUT takes "
+        "some of its 2 * 1 * 65 sums: the output buffer holds 128"
     )
     later = program(65)
     later[3] = Command(Opcode.OUTPUT, out_width=65, per_tensor=1)

@@ -30,13 +30,13 @@ __all__ = ["DECERR", "SEMAPHORE_MAX", "GoldenDevice"]
 DECERR = 3
 """The AXI response of an interconnect at an address where nothing is."""
 SEMAPHORE_MAX = 255
+_PROGRAMS_KEPT = 16
 
 
 @dataclass
 class _Run:
     """What a run starts with and does not leave behind."""
 
-    checker: Checker
     semaphores: list[int] = field(default_factory=lambda: [0] * SEMAPHORES)
     rescales: Rescales = field(default_factory=Rescales)
     tile: Tile | None = None
@@ -68,6 +68,9 @@ class GoldenDevice(Device):
         super().__init__(config, memory_bytes)
         self._memory = np.zeros(memory_bytes, np.uint8)
         self._memories = Memories(config)
+        self._checked: dict[
+            tuple[bytes, Window, Window], list[tuple[Command | None, CommandError | None]]
+        ] = {}
 
     @property
     def memory(self) -> NDArray[np.uint8]:
@@ -106,8 +109,8 @@ class GoldenDevice(Device):
             program_address, program_bytes: any 32-bit values.
             read_window, write_window: first and last byte; they need not lie within the memory.
         """
-        run = _Run(Checker(self.config, read_window, write_window))
-        error = self._execute(program_address, program_bytes, read_window, run)
+        run = _Run()
+        error = self._execute(program_address, program_bytes, read_window, write_window, run)
         counters = {
             CSR.COMMANDS.name.lower(): run.commands,
             CSR.BYTES_READ.name.lower(): run.bytes_read,
@@ -115,38 +118,65 @@ class GoldenDevice(Device):
         }
         return RunResult(None, counters, error)
 
-    def _execute(self, address: int, nbytes: int, window: Window, run: _Run) -> DeviceError | None:
+    def _execute(
+        self, address: int, nbytes: int, read_window: Window, write_window: Window, run: _Run
+    ) -> DeviceError | None:
         if address % COMMAND_BYTES or nbytes % COMMAND_BYTES or nbytes == 0:
             text = (
                 f"program address {address:#x} and size {nbytes} must be multiples of {COMMAND_BYTES}, not 0"
             )
             return DeviceError(ErrorCode.PROGRAM, 0, 0, text)
-        if address < window[0] or address + nbytes - 1 > window[1]:
+        if address < read_window[0] or address + nbytes - 1 > read_window[1]:
             text = (
                 f"the program, bytes {address:#x} to {address + nbytes - 1:#x}, is outside the read window, "
-                f"{window[0]:#x} to {window[1]:#x}"
+                f"{read_window[0]:#x} to {read_window[1]:#x}"
             )
             return DeviceError(ErrorCode.PROGRAM, 0, 0, text)
-        # Copied, since STOREs may write over it: the hardware fetches ahead.
+        # Taken as it is now: the hardware fetches ahead of STOREs that write over it.
         program = self._memory[address : address + nbytes].tobytes()
-        count = nbytes // COMMAND_BYTES
-        for index in range(count):
-            raw = program[index * COMMAND_BYTES : (index + 1) * COMMAND_BYTES]
-            if len(raw) < COMMAND_BYTES:
-                at = address + index * COMMAND_BYTES
-                fault = CommandError(
-                    ErrorCode.FETCH_BUS, DECERR, f"no memory at {at:#x} for a command (DECERR)"
-                )
-                return _located(fault, index, None)
-            command = decode(raw)
-            if isinstance(command, CommandError):
-                return _located(command, index, None)
-            error = run.checker.check(command) or self._step(command, run)
+        steps = self._check(program, read_window, write_window)
+        for index, (command, refused) in enumerate(steps):
+            error = refused
+            if error is None:
+                assert command is not None
+                error = self._step(command, run)
             if error is not None:
-                return _located(error, index, command.opcode)
-            if command.opcode is Opcode.END:
+                return _located(error, index, command.opcode if command else None)
+            if command is not None and command.opcode is Opcode.END:
                 return None
+        count = nbytes // COMMAND_BYTES
+        if len(steps) < count:
+            at = address + len(steps) * COMMAND_BYTES
+            text = f"there is no memory at {at:#x} to fetch a command from (DECERR)"
+            return _located(CommandError(ErrorCode.FETCH_BUS, DECERR, text), len(steps), None)
         return DeviceError(ErrorCode.PROGRAM, count, 0, f"the program's {count} commands hold no END")
+
+    def _check(
+        self, program: bytes, read_window: Window, write_window: Window
+    ) -> list[tuple[Command | None, CommandError | None]]:
+        """The commands up to END or to the first that is refused, with what is wrong with that.
+
+        Nothing that a run does changes this, so it is kept: a program often runs on many inputs.
+        """
+        key = (program, read_window, write_window)
+        found = self._checked.get(key)
+        if found is not None:
+            return found
+        checker = Checker(self.config, read_window, write_window)
+        steps: list[tuple[Command | None, CommandError | None]] = []
+        for start in range(0, len(program) - COMMAND_BYTES + 1, COMMAND_BYTES):
+            command = decode(program[start : start + COMMAND_BYTES])
+            if isinstance(command, CommandError):
+                steps.append((None, command))
+                break
+            error = checker.check(command)
+            steps.append((command, error))
+            if error is not None or command.opcode is Opcode.END:
+                break
+        if len(self._checked) >= _PROGRAMS_KEPT:
+            self._checked.clear()
+        self._checked[key] = steps
+        return steps
 
     def _step(self, c: Command, run: _Run) -> CommandError | None:
         """Wait, act, post."""

@@ -70,6 +70,7 @@ class Rescales:
 def output(c: Command, config: NPUConfig, tile: Tile, rescales: Rescales, memories: Memories) -> None:
     """Execute an OUTPUT: requantize, add, pool `tile`, and write the result to the scratchpad."""
     blocks = tile.sums.shape[0]
+    assert tile.sums.dtype == np.int32
     bias, multiplier, shift = _parameters(c, config, memories, blocks)
     x = wrap_int32(tile.sums.astype(np.int64) + bias)
     if c.single_rounding:
@@ -81,7 +82,8 @@ def output(c: Command, config: NPUConfig, tile: Tile, rescales: Rescales, memori
     if c.residual:
         strides = (c.residual_block_stride, c.residual_y_stride, c.residual_x_stride)
         residual = memories.vectors[grid_vectors(c.residual_input, config, strides, q.shape[:3])]
-        q = _add(q - c.zero_point, residual.astype(np.int32) - rescales.residual_zero_point, rescales)
+        other = residual.astype(np.int32) - np.int32(rescales.residual_zero_point)
+        q = _add(q - np.int32(c.zero_point), other, rescales)
     q = _pool(c, q, rescales)
     at = grid_vectors(c.output, config, (c.block_stride, c.y_stride, c.x_stride), q.shape[:3])
     memories.vectors[at] = q  # repeated addresses keep the last value, as they do in the hardware
@@ -117,8 +119,9 @@ def _parameters(
 
 def _move(x: NDArray[np.int32], zero_point: int, minimum: int, maximum: int) -> NDArray[np.int32]:
     """Add the zero point modulo 2^32 and clamp."""
-    moved = wrap_int32(x.astype(np.int64) + zero_point)
-    return np.minimum(np.maximum(moved, np.int32(minimum)), np.int32(maximum))
+    moved = np.add(x, np.int32(zero_point))
+    np.maximum(moved, np.int32(minimum), out=moved)
+    return np.minimum(moved, np.int32(maximum), out=moved)
 
 
 def _add(own: NDArray[np.int32], other: NDArray[np.int32], r: Rescales) -> NDArray[np.int32]:
@@ -141,14 +144,8 @@ def _pool(c: Command, q: NDArray[np.int32], r: Rescales) -> NDArray[np.int32]:
     if c.pool_mode == PoolMode.NONE:
         return q
     if summing:
-        x = wrap_int32(q.astype(np.int64) + r.pool_bias)
-        q = _move(
-            multiply_by_quantized_multiplier(x, r.pool_multiplier, r.pool_shift),
-            r.pool_zero_point,
-            r.pool_minimum,
-            r.pool_maximum,
-        )
-        return q
+        q = multiply_by_quantized_multiplier(q + np.int32(r.pool_bias), r.pool_multiplier, r.pool_shift)
+        return _move(q, r.pool_zero_point, r.pool_minimum, r.pool_maximum)
     return np.minimum(np.maximum(q, np.int32(r.pool_minimum)), np.int32(r.pool_maximum))
 
 
