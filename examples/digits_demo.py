@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 from digits import INPUT, NETWORK_FILE, load_scans, quantize_scans, split
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 
 from lepton.compiler import Graph, Program, compile_graph
 from lepton.compiler.graph_file import load_graph
-from lepton.compiler.reference import run_reference
 from lepton_hw.config import PRESETS, preset
+from lepton_hw.isa import Opcode
 from lepton_sim.device import Device
 from lepton_sim.golden import GoldenDevice
 from lepton_sim.rtl.device import RtlDevice
@@ -63,39 +64,34 @@ def classify(program: Program, device: Device, inputs: Int8) -> tuple[Int8, list
     return np.stack(outputs), cycles
 
 
-def layer_graphs(graph: Graph, program: Program) -> list[Graph]:
-    """A graph for each layer of the program (operators that it fused); the network has no branches."""
-    last_operators = {layer.name for layer in program.layers}
-    graphs, ops = [], []
-    for op in graph.ops:
-        ops.append(op)
-        if op.name in last_operators:
-            names = [ops[0].input, *(o.output for o in ops)]
-            tensors = [graph.tensors[name] for name in names]
-            graphs.append(Graph(tensors, ops, names[:1], names[-1:]))
-            ops = []
-    return graphs
+def cycles_up_to(program: Program, device: Device, layer: int, scan: Int8) -> int:
+    """Cycles of the program without the commands of the layers after `layer`."""
+    kept = [
+        (command, owner)
+        for command, owner in zip(program.commands, program.command_layers, strict=True)
+        if owner <= layer or command.opcode is Opcode.END
+    ]
+    part = replace(program, commands=[c for c, _ in kept], command_layers=[owner for _, owner in kept])
+    return part.run(device, {INPUT: scan}).result.cycles or 0
 
 
-def profile(graph: Graph, program: Program, device: Device, scan: Int8, whole_cycles: int) -> bool:
-    """Print the cycles of each layer, run by itself; return whether every output was right."""
-    values = run_reference(graph, {INPUT: scan})
-    macs_a_cycle = device.config.array_size**2
-    correct = True
-    print(f"   {'layer':22}{'output':>12}{'MACs':>10}{'cycles':>9}{'utilization':>13}")
-    for part in layer_graphs(graph, program):
-        source, target = part.inputs[0], part.outputs[0]
-        alone = compile_graph(part, device.config)
-        run = alone.run(device, {source: values[source]})
-        correct &= np.array_equal(run.outputs[target], values[target])
-        name = " + ".join(op.name for op in part.ops)
-        shape = " x ".join(str(size) for size in part.tensors[target].shape)
-        macs, cycles = sum(layer.macs for layer in alone.layers), run.result.cycles or 0
-        print(f"   {name:22}{shape:>12}{macs:>10,}{cycles:>9,}{macs / (cycles * macs_a_cycle):>13.1%}")
-    macs = sum(layer.macs for layer in program.layers)
-    utilization = macs / (whole_cycles * macs_a_cycle)
-    print(f"   {'whole network, one run':22}{'':12}{macs:>10,}{whole_cycles:>9,}{utilization:>13.1%}")
-    return correct
+def print_layers(graph: Graph, program: Program, device: Device, scan: Int8) -> None:
+    """Print what each layer adds to the cycles of the run, and how busy that keeps the array."""
+
+    def line(name: str, shape: str, macs: int, cycles: int) -> None:
+        utilization = macs / (cycles * device.config.array_size**2)
+        print(f"   {name:16}{shape:>12}{macs:>10,}{cycles:>9,}{utilization:>13.1%}")
+
+    print(f"   {'layer':16}{'output':>12}{'MACs':>10}{'cycles':>9}{'utilization':>13}")
+    outputs = {op.name: op.output for op in graph.ops}
+    before = 0
+    for i, layer in enumerate(program.layers):
+        shape = " x ".join(str(size) for size in graph.tensors[outputs[layer.name]].shape)
+        cycles = cycles_up_to(program, device, i, scan)
+        name = f"{layer.name} (fused)" if layer.name == "pool" else layer.name
+        line(name, shape, layer.macs, cycles - before)
+        before = cycles
+    line("whole network", "", sum(layer.macs for layer in program.layers), before)
 
 
 def main() -> int:
@@ -139,13 +135,13 @@ def main() -> int:
         print(f"   int8 accuracy on the RTL   {1 - len(wrong) / count:8.2%}   ({len(wrong)} wrong)")
         print(f"   equal to the golden model  {equal:4} of {count} outputs, byte for byte")
         rate = sum(cycles) / seconds
-        print(f"   {sum(cycles):,} cycles simulated in {seconds:.1f} s: {rate:,.0f} cycles/s")
+        print(f"   {sum(cycles):,} cycles ({cycles[0]:,} a scan) in {seconds:.1f} s: {rate:,.0f} cycles/s")
 
-        print("\nEach layer by itself, from external memory and back, on one scan:")
-        correct = profile(graph, program, device, inputs[0], cycles[0])
+        print("\nWhat each layer adds to the cycles of a scan, weights loaded from external memory included:")
+        print_layers(graph, program, device, inputs[0])
         print(f"   (utilization: multiply-accumulates a cycle, of {size * size} possible)\n")
-    if equal != count or not correct:
-        print("The RTL does not agree with the golden model and the reference operators.", file=sys.stderr)
+    if equal != count:
+        print("The RTL does not agree with the golden model.", file=sys.stderr)
         return 1
     return 0
 

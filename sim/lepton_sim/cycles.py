@@ -45,16 +45,18 @@ POST_TO_WAIT = 4
 FETCH_AHEAD = 8  # commands that the fetch buffer holds
 FETCH_BURST = 4  # commands a fetch
 LOAD_START = 4  # from issue to the first address on the bus
+LOAD_BURST = 2  # from address to address of short rows
 LOAD_DONE = 4  # from the last beat to the post
 CONV_SETUP = 11  # products before a CONV can start
 FEED = 5  # from the feeder's loops to the array
 ACCUMULATE = 3  # from the array's sums to an entry that can be read
 OUTPUT_START = 12  # from issue to the first read of parameters
-PARAMETERS = 3  # beside one cycle a vector
+PARAMETERS = 0  # beside one cycle a vector
 OUTPUT_PIPELINE = 14  # from the read of sums to the scratchpad
 RESIDUAL_PIPELINE = 21  # more, for the slots B to D
 STORE_START = 8
 STORE_DONE = 4
+STORE_NEXT = 4  # from a response to the data of the burst that it lets go
 END_CYCLES = 6
 
 
@@ -150,7 +152,9 @@ class _Model:
         self.room = config.output_depth
         self.releases: deque[tuple[int, int]] = deque()  # (cycle, entries)
         self.tile: _Tile | None = None
-        self.write_free = 0
+        self.blocked: list[tuple[int, int]] = []  # when all banks of the scratchpad are read for PATCH
+        self.blocking: list[tuple[int, int]] = []
+        self.unanswered: deque[int] = deque()  # when the responses of write bursts come
         self.pipeline_free = 0
 
     def run(self) -> CycleEstimate:
@@ -247,13 +251,11 @@ class _Model:
                 end = ask
                 for beats in _bursts(command, self.config):
                     end = self.bus.load(ask, beats)
-                    ask += 1
+                    ask += LOAD_BURST if command.rows > 1 else 1
                 state.free = ask
                 return taken, end + LOAD_DONE
             case Opcode.STORE:
-                start = max(issue + STORE_START, state.free)
-                state.free = start + sum(_bursts(command, self.config))
-                return taken, state.free + self.write_latency + STORE_DONE
+                return taken, self._store(command, state, issue)
             case Opcode.CONV:  # a part of a sum: nothing leaves the accumulator
                 passes, samples = self._passes(command)
                 start = max(issue + CONV_SETUP, state.free)
@@ -262,6 +264,20 @@ class _Model:
             case Opcode.OUTPUT:
                 return self._output(command, state, issue)
         raise AssertionError(command)
+
+    def _store(self, command: Command, state: _UnitState, issue: int) -> int:
+        """Bursts one after the other, as many unanswered as the configuration allows."""
+        at = max(issue + STORE_START, state.free)
+        for beats in _bursts(command, self.config):
+            if len(self.unanswered) >= self.config.outstanding_writes:
+                at = max(at, self.unanswered.popleft() + STORE_NEXT)
+            for start, end in self.blocked:
+                if start <= at + beats and at < end:
+                    at = end
+            at += beats
+            self.unanswered.append(at + self.write_latency)
+        state.free = at
+        return at + self.write_latency + STORE_DONE
 
     def _passes(self, c: Command) -> tuple[int, int]:
         """Passes of one block, and samples of one pass."""
@@ -303,6 +319,8 @@ class _Model:
             arrived = last + samples + to_entry
             reader = max(reader + drain, arrived + frame)
             self.releases.append((reader, positions))
+        if c.mode == Mode.PATCH and c.wide:
+            self.blocking.append((tile.start, start))
         compute.free = start
         self._finish(tile.index, tile.issue, max(last + samples, last + n + FEED) + 2)
         self.tile = None
@@ -332,4 +350,11 @@ def estimate(
         latency: of the memory, from an accepted read address to the first beat.
         write_latency: from the last beat of a write to its response.
     """
-    return _Model(commands, config, latency, write_latency).run()
+    first = _Model(commands, config, latency, write_latency)
+    result = first.run()
+    if not first.blocking:
+        return result
+    # stores run beside CONVs that come after them: with the times of these known, once more
+    second = _Model(commands, config, latency, write_latency)
+    second.blocked = first.blocking
+    return second.run()

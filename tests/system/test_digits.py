@@ -1,6 +1,7 @@
 """The digits example: real handwritten digits through the int8 network."""
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,13 @@ def test_compiled_program_equals_the_reference(digits: Any, case: Any, name: str
         assert set(outputs) == set(graph.outputs)
         for tensor, value in outputs.items():
             assert np.array_equal(value, expected[tensor][i]), f"scan {i}, tensor {tensor}"
+
+
+@pytest.mark.slow
+def test_demo_on_rtl() -> None:
+    """The demo script runs to its end, with the golden model's bytes."""
+    command = [sys.executable, str(EXAMPLES / "digits_demo.py"), "--scans", "4"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "4 of 4 outputs" in done.stdout
+    assert "whole network" in done.stdout

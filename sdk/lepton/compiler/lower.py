@@ -37,6 +37,10 @@ LOADS_AHEAD = 4
 """Loads that may be issued before the command that needs them is next: what LOAD's queue holds."""
 
 
+LOAD_BOUND_CYCLES = 512
+"""Cycles of a CONV whose passes are shorter than their weights take to load."""
+
+
 class TooLargeError(GraphError):
     """A layer of which not even one position fits on chip.
 
@@ -287,6 +291,9 @@ class Lowering:
         n, op = self.n, layer.anchor
         tile_bytes = n * n
         limit = max(1, self.config.weight_bytes // 4 // tile_bytes)  # tiles
+        if layer.middle.height * layer.middle.width < n:
+            # bound by the loads: what is computed after the last of them should be little
+            limit = max(1, min(limit, LOAD_BOUND_CYCLES // n))
         rows = self._parameter_rows(layer)
         most_blocks = max(1, self.config.parameter_vectors // 2 // rows)
         blocks = -(-layer.middle.channels // n)
