@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from lepton_hw.config import NPUConfig
+from lepton_hw.config import BANKS, NPUConfig
 from lepton_hw.isa import (
     COMMAND_BYTES,
     PARAMETER_ROWS,
@@ -46,6 +46,7 @@ FETCH_AHEAD = 8  # commands that the fetch buffer holds
 FETCH_BURST = 4  # commands a fetch
 LOAD_START = 4  # from issue to the first address on the bus
 LOAD_BURST = 2  # from address to address of short rows
+LOAD_NEXT = 3  # from the end of a burst to the address of the one that it lets go
 LOAD_DONE = 4  # from the last beat to the post
 CONV_SETUP = 11  # products before a CONV can start
 FEED = 5  # from the feeder's loops to the array
@@ -56,7 +57,7 @@ OUTPUT_PIPELINE = 14  # from the read of sums to the scratchpad
 RESIDUAL_PIPELINE = 21  # more, for the slots B to D
 STORE_START = 8
 STORE_DONE = 4
-STORE_NEXT = 4  # from a response to the data of the burst that it lets go
+STORE_NEXT = 7  # from a response to the data of the burst that it lets go
 END_CYCLES = 6
 
 
@@ -107,7 +108,7 @@ class _Bus:
     def load(self, at: int, beats: int) -> int:
         """A burst of LOAD, asked for at cycle `at`; when its data end."""
         if len(self._in_flight) >= self._config.outstanding_reads:
-            at = max(at, self._in_flight.popleft())
+            at = max(at, self._in_flight.popleft() + LOAD_NEXT)
         start = max(at + self._latency, self._free)
         self._free = start + beats
         self._in_flight.append(self._free)
@@ -152,7 +153,7 @@ class _Model:
         self.room = config.output_depth
         self.releases: deque[tuple[int, int]] = deque()  # (cycle, entries)
         self.tile: _Tile | None = None
-        self.blocked: list[tuple[int, int]] = []  # when all banks of the scratchpad are read for PATCH
+        self.blocked: list[tuple[int, int]] = []  # when STORE gets no data from the scratchpad
         self.blocking: list[tuple[int, int]] = []
         self.unanswered: deque[int] = deque()  # when the responses of write bursts come
         self.pipeline_free = 0
@@ -289,6 +290,14 @@ class _Model:
         lead = c.kernel_width - 1 - c.valid_from
         return -(-c.kernel_height // c.rows_per_pass), lead + c.out_height * c.row_samples
 
+    @staticmethod
+    def _holds_banks(c: Command) -> bool:
+        """Whether a CONV reads the same banks of the scratchpad in every cycle, so that STORE must wait."""
+        if c.mode == Mode.PATCH:
+            return True  # all of them
+        step = c.x_stride * (c.stride_x if c.mode == Mode.VECTOR else 1)
+        return step % (BANKS if c.mode == Mode.VECTOR else 2) == 0
+
     def _output(self, o: Command, state: _UnitState, issue: int) -> tuple[int, int]:
         """An OUTPUT together with the CONV before it, block by block."""
         assert self.tile is not None
@@ -319,7 +328,7 @@ class _Model:
             arrived = last + samples + to_entry
             reader = max(reader + drain, arrived + frame)
             self.releases.append((reader, positions))
-        if c.mode == Mode.PATCH and c.wide:
+        if self._holds_banks(c):
             self.blocking.append((tile.start, start))
         compute.free = start
         self._finish(tile.index, tile.issue, max(last + samples, last + n + FEED) + 2)

@@ -97,7 +97,6 @@ def test_sum_bits() -> None:
         assert 2 ** (bits - 2) <= extreme < 2 ** (bits - 1)
 
 
-@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
 @pytest.mark.parametrize(("row", "chain_rows", "name"), [(-1, 0, "row"), (0, -1, "chain_rows")])
 def test_arguments(row: int, chain_rows: int, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 0, not -1"):
