@@ -83,13 +83,15 @@ def print_layers(graph: Graph, program: Program, device: Device, scan: Int8) -> 
         print(f"   {name:16}{shape:>12}{macs:>10,}{cycles:>9,}{utilization:>13.1%}")
 
     print(f"   {'layer':16}{'output':>12}{'MACs':>10}{'cycles':>9}{'utilization':>13}")
-    outputs = {op.name: op.output for op in graph.ops}
+    ops = iter(graph.ops)
     before = 0
     for i, layer in enumerate(program.layers):
-        shape = " x ".join(str(size) for size in graph.tensors[outputs[layer.name]].shape)
+        covered = []  # the operators of the layer; without branches they are the next ones
+        while not covered or covered[-1].name != layer.name:
+            covered.append(next(ops))
+        shape = " x ".join(str(size) for size in graph.tensors[covered[-1].output].shape)
         cycles = cycles_up_to(program, device, i, scan)
-        name = f"{layer.name} (fused)" if layer.name == "pool" else layer.name
-        line(name, shape, layer.macs, cycles - before)
+        line(" + ".join(op.name for op in covered), shape, layer.macs, cycles - before)
         before = cycles
     line("whole network", "", sum(layer.macs for layer in program.layers), before)
 

@@ -56,8 +56,9 @@ PARAMETERS = 0  # beside one cycle a vector
 OUTPUT_PIPELINE = 14  # from the read of sums to the scratchpad
 RESIDUAL_PIPELINE = 21  # more, for the slots B to D
 STORE_START = 8
+STORE_COMMAND = 20  # between the data of two commands
 STORE_DONE = 4
-STORE_NEXT = 7  # from a response to the data of the burst that it lets go
+STORE_NEXT = 8  # from a response to the data of the burst that it lets go
 END_CYCLES = 6
 
 
@@ -277,7 +278,7 @@ class _Model:
                     at = end
             at += beats
             self.unanswered.append(at + self.write_latency)
-        state.free = at
+        state.free = at + STORE_COMMAND
         return at + self.write_latency + STORE_DONE
 
     def _passes(self, c: Command) -> tuple[int, int]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
+import lepton_hw
 from lepton_hw.config import NPUConfig
 from lepton_hw.isa import COUNTERS, CSR, ISA_VERSION, MAGIC, Control, ErrorCode, Status, config_words
 
 from ..device import Device, RunResult, Window, describe_error
-from .build import Waves, build_library
+from .build import Waves, build_library, cache_folder
 from .harness import Harness, HarnessError, MemoryTiming, check_memory_bytes
 
 __all__ = ["RtlDevice"]
@@ -27,11 +31,32 @@ def _tell(line: str) -> None:
     print(f"lepton: {line}", file=sys.stderr, flush=True)
 
 
-def _generated(config: NPUConfig) -> str:
-    # Imported here: Amaranth takes half a second to load and is not needed where the Verilog is given.
+def generated_verilog(config: NPUConfig) -> str:
+    """Verilog of a configuration, from the cache where the hardware's sources have not changed.
+
+    Raises:
+        RuntimeError: no yosys to write Verilog with.
+    """
+    digest = hashlib.sha256(repr((config, version("amaranth"))).encode())
+    for source in sorted(Path(lepton_hw.__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    cached = cache_folder().parent / "verilog" / f"{digest.hexdigest()[:32]}.v"
+    try:
+        return cached.read_text()
+    except OSError:
+        pass
+    # Imported here: Amaranth takes half a second to load and is not needed where the Verilog is known.
     from lepton_hw.verilog import generate
 
-    return generate(config)
+    text = generate(config)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=cached.parent, delete=False) as file:
+            file.write(text)
+        Path(file.name).replace(cached)  # a reader sees all of it or nothing
+    except OSError:
+        pass  # without a cache it takes longer, that is all; the build of the library will say what is wrong
+    return text
 
 
 class RtlDevice(Device):
@@ -77,7 +102,7 @@ class RtlDevice(Device):
         self._watchdog = watchdog
         self._timing = MemoryTiming(latency, write_latency, outstanding, bandwidth)
         self._progress = progress
-        self._verilog = _generated(config) if verilog is None else verilog
+        self._verilog = generated_verilog(config) if verilog is None else verilog
         self._memory = np.zeros(memory_bytes, np.uint8)
         self._waves = Waves.NONE
         self._record: tuple[Path, int, int] | None = None
