@@ -14,7 +14,7 @@ RESULT   until taken               verdict and command stand still
 An Extent is a sum of products. Its base and tail are products with 1, its constants (and for a window -1, so
 that the sum is the last byte and not the end) the value that the sum starts from.
 
-The program's own address and length are checked by the same hardware before a run, as a command with opcode 0
+The program's own address and length are checked by the same hardware before a run, as a command
 whose fields are the CSRs.
 """
 
@@ -47,8 +47,9 @@ __all__ = ["CommandChecker", "Verdict"]
 
 _GROUP = 8
 """Simple rules that are looked at in one cycle."""
-_PROGRAM = 0
-"""Key of the program's own address and length; not an opcode."""
+_PROGRAM = max(COMMANDS) + 1
+"""Key of the program's own address and length; not an opcode, and not 0: Icarus evaluates the tables of
+generated Verilog when the key changes, and after power-up it is 0."""
 _COUNT_BITS = 16
 _STRIDE_BITS = 32
 
@@ -135,7 +136,7 @@ class CommandChecker(wiring.Component):
         beats = COMMAND_BYTES // self._config.bus_bytes
         command = Signal(8 * COMMAND_BYTES, reset_less=True)
         opcode = Signal(8)
-        key = Signal(range(max(COMMANDS) + 1))
+        key = Signal(range(_PROGRAM + 1))
         program = Signal()
         known = Signal()
         m.d.comb += [

@@ -553,8 +553,8 @@ class ActivationFeeder(wiring.Component):
             s1.source.eq(
                 Mux(
                     loops.rows,
-                    Mux(f.rows_per_pass > 1, Source.GROUPS.value, Source.CHAIN.value),
-                    Source.LEFT.value,
+                    Mux(f.rows_per_pass > 1, Source.GROUPS, Source.CHAIN),
+                    Source.LEFT,
                 )
             ),
             s1.pad_value.eq(f.pad_value),

@@ -37,7 +37,7 @@ def sums(config: NPUConfig, bits: int = SUM_BITS) -> data.ArrayLayout:
     return data.ArrayLayout(signed(bits), config.array_size)
 
 
-class Source(enum.Enum, shape=unsigned(2)):
+class Source(enum.Enum, shape=unsigned(2)):  # type: ignore[call-arg]
     """Where a PE takes its activation from; travels with the vector."""
 
     LEFT = 0  # the row's lane: modes VECTOR and PATCH

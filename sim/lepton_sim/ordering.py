@@ -31,6 +31,8 @@ class OrderingStyle:
         syncs: probability that a wait or post goes into a SYNC of its own.
         counts: probability that a semaphore is posted and taken by more than one.
         spare: probability that a command posts to a semaphore on which nobody waits.
+        implied: rely on the order that comes with the sums: an OUTPUT writes only after its tile's last CONV
+            has begun, so it need not wait for CONVs before that.
     """
 
     serial: bool = False
@@ -38,6 +40,7 @@ class OrderingStyle:
     syncs: float = 0.0
     counts: float = 0.0
     spare: float = 0.0
+    implied: bool = False
 
 
 @dataclass
@@ -67,9 +70,13 @@ def add_semaphores(
     semaphores = _share_out(rng)
     units = [unit_of(c) for c in commands]
     due: dict[int, dict[Unit, int]] = defaultdict(dict)  # later command: unit: command it waits for
+    last_conv = _last_convs(commands)
     for conflict in conflicts(commands, config):
         unit = units[conflict.earlier]
         assert unit is not None
+        before_sums = unit is Unit.COMPUTE and conflict.earlier < last_conv.get(conflict.later, 0)
+        if style.implied and conflict.later_writes and before_sums:
+            continue
         due[conflict.later][unit] = max(conflict.earlier, due[conflict.later].get(unit, -1))
     given = [0] * SEMAPHORES
     known: dict[tuple[Unit, Unit], int] = defaultdict(lambda: -1)
@@ -105,6 +112,17 @@ def add_semaphores(
     out = []
     for c, unit, its in zip(commands, units, operations, strict=True):
         out += _emit(c, unit, its, rng, style)
+    return out
+
+
+def _last_convs(commands: list[Command]) -> dict[int, int]:
+    """For each OUTPUT the last CONV of its tile."""
+    out, conv = {}, 0
+    for index, c in enumerate(commands):
+        if c.opcode is Opcode.CONV:
+            conv = index
+        elif c.opcode is Opcode.OUTPUT:
+            out[index] = conv
     return out
 
 

@@ -607,8 +607,9 @@ class _Generator:
             (
                 OrderingStyle(serial=True),
                 OrderingStyle(),
+                OrderingStyle(implied=True),
                 OrderingStyle(extra=0.2, syncs=0.3, counts=0.3, spare=0.2),
-                OrderingStyle(syncs=1.0, counts=1.0),
+                OrderingStyle(syncs=1.0, counts=1.0, implied=True),
             )
         )
         self.commands.append(Command(Opcode.END))

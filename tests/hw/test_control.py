@@ -212,7 +212,7 @@ async def check_errors_are_precise(dut: Any) -> None:
         program = encode(commands[:cut]) + raw + encode([*commands[cut:], END])
         b.check_finished(await b.run(program), commands[:cut], error)
         seen.add(error.code)
-    assert len(seen) >= 4, seen
+    assert len(seen) >= min(4, int(os.environ["RUNS"]) // 2), seen
     await b.good_run()
     await b.npu.finish()
 

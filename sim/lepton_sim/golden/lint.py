@@ -44,8 +44,9 @@ def lint(program: bytes | list[Command], config: NPUConfig) -> list[str]:
     * an OUTPUT that reads residuals which it has written itself.
 
     Order comes from semaphores: a wait is known to follow a post if without that post (and those that follow
-    it in its unit) the count could not be reached. Besides, an OUTPUT is done only after the CONVs of its
-    tile. Bytes are exact: those that a command touches, not the rectangle around them.
+    it in its unit) the count could not be reached. Besides, an OUTPUT writes only when the CONVs before the
+    last one of its tile have read, and is done only after that one too. Bytes are exact: those that a command
+    touches, not the rectangle around them.
 
     Args:
         program: 64-byte commands, or the commands themselves.
@@ -121,6 +122,7 @@ class _Order:
 
     Commands are numbered within their unit from 0. `start[i, u]`: the last command of unit u that is done
     before command i starts; `done[i, u]`: the last one that is done when i is done. -1: none.
+    `write[i, u]`: the last one that is done before command i writes.
     """
 
     def __init__(self, commands: list[Command]) -> None:
@@ -138,24 +140,35 @@ class _Order:
             for semaphore, count in _operations(c, "post"):
                 self.posts[semaphore][int(self.unit[index])].append((index, count))  # type: ignore[arg-type]
         self.start = np.full((len(commands), _UNITS), _NEVER)
+        self.write = self.start.copy()
         self.done = self.start.copy()
+        # For semaphores of one poster each: the posts' running total and their commands.
+        self.totals = {
+            semaphore: (np.cumsum([count for _, count in its]), [post for post, _ in its])
+            for semaphore, by_unit in self.posts.items()
+            if len(by_unit) == 1
+            for its in by_unit.values()
+        }
+        self._round()
         # Each round knows more posts that must come after a wait, and so cannot have satisfied it.
-        while True:
+        while len(self.totals) < len(self.posts):
             before = self.start.copy()
             self._round()
             if np.array_equal(before, self.start):
                 break
 
-    def follows(self, later: int, earlier: int) -> bool:
-        """Is a command surely done before one of another unit starts?"""
+    def follows(self, later: int, earlier: int, writes: bool = False) -> bool:
+        """Is a command surely done before one of another unit starts, or (`writes`) before it writes?"""
         unit = self.unit[earlier]
-        return unit is not None and bool(self.start[later, unit] >= self.number[earlier])
+        clock = self.write if writes else self.start
+        return unit is not None and bool(clock[later, unit] >= self.number[earlier])
 
     def _round(self) -> None:
         known = self.start.copy()
         waited: dict[int, int] = defaultdict(int)
         latest = np.full((_UNITS, _UNITS), _NEVER)  # clocks of each unit's last command, at its start
         finished = np.full((_UNITS, _UNITS), _NEVER)  # and when it was done
+        before_sums = finished[Unit.COMPUTE].copy()  # what is done when the last CONV of a tile begins
         for index, c in enumerate(self.commands):
             unit = self.unit[index]
             if unit is None:
@@ -170,7 +183,11 @@ class _Order:
             if c.opcode is Opcode.OUTPUT:
                 # Its last sums come from the last reads of its CONVs.
                 done = np.maximum(done, finished[Unit.COMPUTE])
-            self.start[index], self.done[index] = start, done
+            self.start[index], self.write[index], self.done[index] = start, start, done
+            if c.opcode is Opcode.CONV:
+                before_sums = np.maximum(start, finished[Unit.COMPUTE])
+            elif c.opcode is Opcode.OUTPUT:
+                self.write[index] = np.maximum(start, before_sums)  # it writes what that CONV has summed
             latest[unit], finished[unit] = start, done
 
     def _needed(self, index: int, semaphore: int, total: int, known: Index) -> list[int]:
@@ -183,6 +200,9 @@ class _Order:
         """
         unit = self.unit[index]
         assert unit is not None
+        if semaphore in self.totals:
+            sums, commands = self.totals[semaphore]
+            return [commands[int(np.searchsorted(sums, total))]]
         possible = {
             poster: [
                 (post, count)
@@ -302,7 +322,7 @@ def conflicts(commands: list[Command], config: NPUConfig) -> list[Conflict]:
 def _races(commands: list[Command], config: NPUConfig, order: _Order) -> list[str]:
     problems = []
     for c in conflicts(commands, config):
-        if order.follows(c.later, c.earlier):
+        if order.follows(c.later, c.earlier, c.later_writes):
             continue
         problems.append(
             f"command {c.later} ({commands[c.later].opcode.name}) {_verb(c.later_writes)} {c.memory} byte "
