@@ -250,5 +250,3 @@ def _owner(p: RandomProgram, opcode: Opcode, index: int, burst: Burst) -> int:
             return number
         index -= len(cut)
     raise BenchMismatch(f"burst at {burst.address:#x} belongs to no {opcode.name} of {p.description}")
-
-

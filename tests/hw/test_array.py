@@ -108,8 +108,8 @@ async def stream(dut: Any, passes: list[Pass], noise: Noise) -> tuple[Int64, Int
     """Drives noise (so that all taps hold what the model knows), passes with gaps, and N cycles more.
 
     Returns:
-        Sums that came and sums that should have, shape (cycles, N), from the first pass on with its gaps; and the
-        cycle in which each pass begins.
+        Sums that came and sums that should have, shape (cycles, N), from the first pass on with its gaps; and
+        the cycle in which each pass begins.
     """
     lead = max(TAPS, 1)
     cycles = lead + sum(p.length + p.gap for p in passes)
@@ -246,7 +246,7 @@ async def correct_after_reset(dut: Any) -> None:
 
 
 def depthwise(image: Int64, kernel: Int64, stride: int, pad: int) -> Int64:
-    """Depthwise convolution in plain loops: image (height, width, N), kernel (rows, columns, N), 0 outside."""
+    """Depthwise convolution in plain loops; image (height, width, N), kernel (rows, columns, N)."""
     rows, columns, _ = kernel.shape
     padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
     height = (padded.shape[0] - rows) // stride + 1

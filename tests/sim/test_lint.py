@@ -85,6 +85,19 @@ def test_order_carries_over() -> None:
     )
 
 
+def test_order_that_comes_with_the_sums() -> None:
+    """An OUTPUT writes after its CONV has begun: after what the CONV waited for, and after CONVs before."""
+    assert lint([conv(0), output(64), conv(16), output(0), END], CONFIG) == []
+    (problem,) = lint([conv(0), output(64), conv(16), output(16), END], CONFIG)  # it may still be reading
+    assert "command 3 (OUTPUT) writes scratchpad byte 0x10 without waiting for command 2 (CONV)" in problem
+    stored = [store(64, post0=(1, 1)), conv(0, wait0=(1, 1)), output(64), END]
+    assert lint(stored, CONFIG) == []
+    # what it reads it may read earlier: parameters, residuals
+    parameters = Command(Opcode.LOAD, target=Target.PARAMETERS, row_bytes=16, **ops(post0=(1, 1)))
+    (problem,) = lint([parameters, conv(0, wait0=(1, 1)), output(64), END], CONFIG)
+    assert "command 2 (OUTPUT) reads parameters byte 0x0 without waiting for command 0 (LOAD)" in problem
+
+
 def test_a_command_that_starts_late_lets_later_ones_start_late() -> None:
     """In a unit, commands start in order: a wait of one holds for those behind it."""
     assert lint([load(0, post0=(1, 1)), sync(Unit.STORE, wait0=(1, 1)), store(0), END], CONFIG) == []

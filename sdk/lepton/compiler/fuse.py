@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lepton_sim.reference import AddParameters, Requantization
 
-from .graph import Add, AveragePool, Conv, Depthwise, Graph, GraphError, MaxPool, Mean, Op, Tensor
+from .graph import Add, AveragePool, Conv, Depthwise, Graph, GraphError, MaxPool, Mean, Op, Tensor, macs
 
 __all__ = ["Layer", "Pool", "fuse"]
 
@@ -112,7 +112,6 @@ def fuse(graph: Graph, positions: int, separate: frozenset[str] = frozenset()) -
     readers = Counter(name for op in graph.ops for name in op.inputs)
     for name in graph.outputs:
         readers[name] += 1
-    order = {name: -1 for name in graph.inputs} | {op.output: i for i, op in enumerate(graph.ops)}
     taken: set[int] = set()
     layers: list[Layer] = []
 
@@ -151,7 +150,7 @@ def fuse(graph: Graph, positions: int, separate: frozenset[str] = frozenset()) -
                 break
             if isinstance(then, Add) and layer.add is None:
                 other = then.other if then.input == layer.output.name else then.input
-                if other == layer.output.name or order[other] > i:
+                if other == layer.output.name or _rather(other, layer, graph, readers, taken):
                     break
                 layer = replace(
                     layer, middle=tensor[then.output], output=tensor[then.output],
@@ -167,6 +166,23 @@ def fuse(graph: Graph, positions: int, separate: frozenset[str] = frozenset()) -
             ops.append(then)
         layers.append(replace(layer, name=ops[-1].name, ops=tuple(ops)))
     return _in_order(layers, set(graph.inputs))
+
+
+def _rather(other: str, layer: Layer, graph: Graph, readers: Counter[str], taken: set[int]) -> bool:
+    """Whether an addition should rather join the layer that makes its other operand.
+
+    An addition takes the output stage four times as long; the layer with more work hides it. Its
+    other operand can always be made first: it cannot depend on a tensor that only the addition reads.
+    """
+    for i, op in enumerate(graph.ops):
+        if (
+            op.output == other
+            and i not in taken
+            and isinstance(op, (Conv, Depthwise))
+            and readers[other] == 1
+        ):
+            return layer.anchor is None or macs(op, graph) > macs(layer.anchor, graph)
+    return False
 
 
 def _in_order(layers: list[Layer], known: set[str]) -> list[Layer]:
