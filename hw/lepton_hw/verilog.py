@@ -73,8 +73,8 @@ def _loop_over_zeros(text: str) -> str:
         words = match[1].count("\n")
         return (
             f"  initial begin : {match['name']}_clear\n"
-            f"    integer i;\n"
-            f"    for (i = 0; i < {words}; i = i + 1) {match['name']}[i] = {match['zero']};\n"
+            f"    integer word;\n"
+            f"    for (word = 0; word < {words}; word = word + 1) {match['name']}[word] = {match['zero']};\n"
             f"  end\n"
         )
 

@@ -457,6 +457,7 @@ class _Generator:
                 "pool_mode": pool,
                 "residual": residual,
                 "per_tensor": per_tensor,
+                "single_rounding": rng.random() < 0.3,
                 "zero_point": rng.randint(-128, 127),
                 "out_height": tile.height,
                 "out_width": tile.width,

@@ -175,7 +175,12 @@ class CommandSource:
                 else bytes([opcode]) + r.randbytes(63)
             )
         if kind == 2:
-            return encode([self.plausible(r.choice(list(Opcode)))])
+            command = self.plausible(r.choice(list(Opcode)))
+            if command.opcode is Opcode.CONV and (tile := checker.tile) is not None and r.randrange(4):
+                # Out of place although it fits: only the order is wrong.
+                values = {"out_height": tile.height, "out_width": tile.width, "out_blocks": 1}
+                command.values |= {"first": r.randrange(2), **values}
+            return encode([command])
         command = self.suited(checker)
         if kind <= 5:
             self._break_field(command)

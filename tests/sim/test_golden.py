@@ -141,6 +141,14 @@ def rescale(x: int, multiplier: int, shift: int) -> int:
     return x
 
 
+def rescale_once(x: int, multiplier: int, shift: int) -> int:
+    """One rounding, halves away from zero; left shifts saturate."""
+    product = clamp(x << max(shift, 0), -(1 << 31), (1 << 31) - 1) * multiplier
+    right = 31 + max(-shift, 0)
+    magnitude = (abs(product) + (1 << (right - 1))) >> right
+    return clamp(-magnitude if product < 0 else magnitude, -(1 << 31), (1 << 31) - 1)
+
+
 def clamp(x: int, low: int, high: int) -> int:
     return min(max(x, low), high)
 
@@ -172,7 +180,10 @@ def loop_output(
                             if not c.per_tensor:
                                 multiplier = int32(base + 4 * n + 4 * channel)
                                 shift = signed(parameters[base + 8 * n + channel])
-                            q = wrap(rescale(total, multiplier, shift) + c.zero_point)
+                            rounded = (rescale_once if c.single_rounding else rescale)(
+                                total, multiplier, shift
+                            )
+                            q = wrap(rounded + c.zero_point)
                             q = clamp(q, c.minimum, c.maximum)
                             if c.residual:
                                 at = (
@@ -338,6 +349,7 @@ def test_output_matches_loops(preset: str, pool: PoolMode, seed: int) -> None:
         "pool_mode": pool,
         "residual": r.randrange(2),
         "per_tensor": r.randrange(2),
+        "single_rounding": r.randrange(2),
         "zero_point": r.randint(-128, 127),
         "out_height": r.randint(1, 3),
         "out_width": r.randint(1, 3),

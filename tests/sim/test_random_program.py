@@ -81,6 +81,7 @@ def test_programs_vary() -> None:
                 seen[f"pool {c.pool_mode}"] += 1
                 seen["residual"] += c.residual
                 seen["per tensor"] += c.per_tensor
+                seen["single rounding"] += c.single_rounding
                 seen["outside windows"] += c.pool_y_start < 0 or c.pool_x_start < 0
                 seen["last vectors"] += c.output >= config.scratchpad_bytes - 64 * config.array_size
             elif c.opcode is Opcode.STORE:
@@ -91,7 +92,15 @@ def test_programs_vary() -> None:
     names = [opcode.name for opcode in Opcode]
     names += [f"{kind} {i}" for kind in ("mode", "pool") for i in range(3)]
     names += ["wide", "few positions", "one position", "all positions", "goes on", "blocks", "same weights"]
-    names += ["moving input", "three rows", "tall kernel", "weights at the end", "residual", "per tensor"]
+    names += [
+        "moving input",
+        "three rows",
+        "tall kernel",
+        "weights at the end",
+        "residual",
+        "per tensor",
+        "single rounding",
+    ]
     names += ["outside windows", "last vectors", "odd store", "rows of a store", "over 4 KiB"]
     missing = [name for name in names if not seen[name]]
     assert not missing, seen
