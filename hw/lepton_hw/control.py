@@ -47,6 +47,11 @@ from .sequencer import TICKET_BITS, Sequencer
 __all__ = ["ControlUnit", "event_layout"]
 
 
+_STUCK_CYCLES = 16
+"""Longer than any pause of LOAD and STORE between two commands."""
+_TRANSFERS = (Unit.LOAD, Unit.STORE)
+
+
 def event_layout(config: NPUConfig) -> data.StructLayout:
     """What units report for the performance counters, each cycle.
 
@@ -187,6 +192,18 @@ class ControlUnit(wiring.Component):
                     ]
                 m.next = "STOP"
 
+        # After a wrong command its tile has no OUTPUT: a CONV whose sums are more than the output buffer holds
+        # never ends, and who waits for it neither. Short pauses between commands do not count.
+        stuck = Signal(range(_STUCK_CYCLES + 1))
+        others = (
+            ports[unit].busy | ~(sequencers[unit].idle | sequencers[unit].waiting) for unit in _TRANSFERS
+        )
+        resting = ~Cat(others).any() & ~ports[Unit.OUTPUT].busy & sequencers[Unit.OUTPUT].idle
+        with m.If(resting & self.events.waiting_output & (code != ErrorCode.NONE)):
+            m.d.sync += stuck.eq(stuck + (stuck != _STUCK_CYCLES))
+        with m.Else():
+            m.d.sync += stuck.eq(0)
+
         with m.FSM() as fsm:
             with m.State("IDLE"):
                 with m.If(registers.start):
@@ -227,6 +244,8 @@ class ControlUnit(wiring.Component):
             with m.State("FINISH"):
                 with m.If(quiet & empty):
                     m.next = "IDLE"
+                with m.Elif(stuck == _STUCK_CYCLES):
+                    m.next = "STOP"
                 with m.Else():
                     may_stop()
             with m.State("STOP"):

@@ -36,6 +36,7 @@ class ChipMemories:
         self.images = {target: np.zeros(local_bytes(config(), target), np.uint8) for target in Target}
         self.beats: list[tuple[int, Target, int]] = []
         self._stalls = stalls(rng("scratchpad"), stall)
+        self._cleared = False  # in the cycle before
         dut.scratchpad__ready.value = 0
         self._task = cocotb.start_soon(self._run())
 
@@ -68,8 +69,6 @@ class ChipMemories:
                     assert address % bus == 0
                     self._write(target, address, int(getattr(dut, f"{port}__data").value), (1 << bus) - 1)
             dut.scratchpad__ready.value = int(not next(self._stalls))
-
-    _cleared = False
 
     def _write(self, target: Target, address: int, data: int, mask: int) -> None:
         image = self.images[target]

@@ -53,6 +53,7 @@ class UnitDriver:
         self._opcode_bits = layout["opcode"].width
         self._queue: deque[Command] = deque()
         self._clear_cycles = 0
+        self._unfinished = 0  # cycles for which there has been work
         self.taken: list[Command] = []
         self.done: list[int] = []
         self.faults: list[UnitFault] = []
@@ -140,5 +141,3 @@ class UnitDriver:
                 dut.port__command__valid.value = 1
             if not offered:
                 dut.port__command__valid.value = 0
-
-    _unfinished = 0

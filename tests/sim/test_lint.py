@@ -227,13 +227,22 @@ def test_a_tile_larger_than_the_output_buffer() -> None:
     assert lint(program(64), config) == []
     (problem,) = lint(program(65), config)
     assert problem == (
-        "command 3 (OUTPUT) waits until command 0 (CONV) is done, and that cannot be before OUTPUT takes "
-        "some of its 2 * 1 * 65 sums: the output buffer holds 128"
+        "command 1 (FILL) waits until command 0 (CONV) is done, and that cannot be before command 3 (OUTPUT) "
+        "takes some of its 2 * 1 * 65 sums: the output buffer holds 128"
     )
     later = program(65)
     later[3] = Command(Opcode.OUTPUT, out_width=65, per_tensor=1)
-    later.insert(4, sync(Unit.OUTPUT, wait0=(2, 1)))  # behind the OUTPUT it may
-    assert lint(later, config) == []
+    # Nothing waits for OUTPUT here, but in a short queue the waiting FILL keeps others from theirs.
+    assert lint(later, config) == [problem]
+    behind = [later[0], later[3], *later[1:3], sync(Unit.OUTPUT, wait0=(2, 1)), END]
+    assert lint(behind, config) == []  # behind the OUTPUT it may
+    behind.insert(1, sync(Unit.COMPUTE))
+    (problem,) = lint(behind, config)
+    assert problem.startswith("command 1 (SYNC) waits until command 0 (CONV) is done")
+    # A count that others have given is no wait for the CONV.
+    others = [sync(Unit.STORE, post0=(1, 1)), *later]
+    others[2] = Command(Opcode.FILL, row_bytes=4, local_address=1024, **ops(wait0=(1, 1)))
+    assert lint(others, config) == []
 
 
 def test_a_ragged_program() -> None:

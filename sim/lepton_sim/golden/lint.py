@@ -38,8 +38,8 @@ def lint(program: bytes | list[Command], config: NPUConfig) -> list[str]:
     * the first command that the control unit would refuse (windows are taken as open);
     * waits that the posts of earlier commands do not satisfy;
     * a semaphore on which two units wait, or that may go past 255;
-    * an OUTPUT that waits, be it through others, for the end of its own CONV, where the tile is larger than
-      the output buffer;
+    * a command between a CONV and its OUTPUT, or that OUTPUT, that waits for the end of the CONV or comes
+      behind it in its unit, where the tile is larger than the output buffer;
     * commands of different units that touch the same bytes, at least one writing, without an order;
     * an OUTPUT that reads residuals which it has written itself.
 
@@ -58,7 +58,7 @@ def lint(program: bytes | list[Command], config: NPUConfig) -> list[str]:
         return problems  # without a way to run it, there is no order to speak of
     order = _Order(commands)
     problems += order.overflows()
-    problems += _stuck(commands, config, order)
+    problems += _stuck(commands, config)
     problems += _races(commands, config, order)
     return problems
 
@@ -335,21 +335,41 @@ def _races(commands: list[Command], config: NPUConfig, order: _Order) -> list[st
     return problems
 
 
-def _stuck(commands: list[Command], config: NPUConfig, order: _Order) -> list[str]:
-    """OUTPUTs that wait for a CONV which waits for them: its sums are more than the output buffer holds."""
-    problems = []
-    conv = 0
-    for index, (c, tile) in enumerate(zip(commands, tile_shapes(commands), strict=True)):
-        if c.opcode is Opcode.CONV:
-            conv = index
-        elif c.opcode is Opcode.OUTPUT and order.follows(index, conv):
-            blocks, height, width = tile
-            if blocks * height * width > config.output_depth:
+def _stuck(commands: list[Command], config: NPUConfig) -> list[str]:
+    """Commands up to an OUTPUT that wait for the end of its CONV, where its sums overfill the output buffer.
+
+    That CONV ends when OUTPUT has taken some sums. Commands are dispatched in program order and queues are
+    short: one that waits for the CONV, or behind it in its unit, can keep OUTPUT from its queue.
+    """
+    problems: list[str] = []
+    shapes = tile_shapes(commands)
+    ends = [index for index, c in enumerate(commands) if c.opcode is Opcode.OUTPUT]
+    held = [0] * SEMAPHORES
+    withheld = [0] * SEMAPHORES  # what the CONV will post
+    conv: int | None = None  # the last one, if it is such a CONV and OUTPUT has not come
+    for index, c in enumerate(commands):
+        for semaphore, count in _operations(c, "wait"):
+            held[semaphore] -= count
+        if conv is not None:
+            lacks = any(held[semaphore] < withheld[semaphore] for semaphore, _ in _operations(c, "wait"))
+            if lacks or unit_of(c) is Unit.COMPUTE:
+                end = next(i for i in ends if i > conv)
+                blocks, height, width = shapes[end]
                 problems.append(
-                    f"command {index} (OUTPUT) waits until command {conv} (CONV) is done, and that cannot be "
-                    f"before OUTPUT takes some of its {blocks} * {height} * {width} sums: the output buffer "
-                    f"holds {config.output_depth}"
+                    f"command {index} ({c.opcode.name}) waits until command {conv} (CONV) is done, and that "
+                    f"cannot be before command {end} (OUTPUT) takes some of its {blocks} * {height} * "
+                    f"{width} sums: the output buffer holds {config.output_depth}"
                 )
+                conv = None
+        if c.opcode is Opcode.CONV:
+            large = c.out_blocks * c.out_height * c.out_width > config.output_depth
+            conv, withheld = index if large else None, [0] * SEMAPHORES
+        elif c.opcode is Opcode.OUTPUT:
+            conv = None
+        for semaphore, count in _operations(c, "post"):
+            held[semaphore] += count
+            if index == conv:
+                withheld[semaphore] += count
     return problems
 
 
