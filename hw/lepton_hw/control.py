@@ -192,8 +192,8 @@ class ControlUnit(wiring.Component):
                     ]
                 m.next = "STOP"
 
-        # After a wrong command its tile has no OUTPUT: a CONV whose sums are more than the output buffer holds
-        # never ends, and who waits for it neither. Short pauses between commands do not count.
+        # Before a wrong command there may be a CONV whose OUTPUT never comes: if its sums are more than the
+        # output buffer holds it never ends, and who waits for it neither. Short pauses do not count.
         stuck = Signal(range(_STUCK_CYCLES + 1))
         others = (
             ports[unit].busy | ~(sequencers[unit].idle | sequencers[unit].waiting) for unit in _TRANSFERS

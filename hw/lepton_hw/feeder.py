@@ -457,10 +457,14 @@ class ActivationFeeder(wiring.Component):
         m.d.comb += [
             self.port.done.eq(done),
             self.port.busy.eq(
-                loops.active | reading | (inputs_read != 0) | (weights_read != 0) | (cleared & (draining != 0))
+                loops.active
+                | reading
+                | (inputs_read != 0)
+                | (weights_read != 0)
+                | (cleared & (draining != 0))
                 | self.port.command.valid
             ),
-        ]  # fmt: skip
+        ]
 
     # -- S1 to S5: from addresses to lanes -------------------------------------------------------
 

@@ -17,9 +17,9 @@ The 2^14 in `middle` is the 2^30 that rounds ``x * multiplier / 2^31``. The seco
 zero, adds 2^(e - 1) to positive and 2^(e - 1) - 1 to negative values before the shift right by e: a row of
 e - 1 ones, and a carry for positive values.
 
-With `once` there is one rounding, halves away from zero: (P + 2^(30 + e) - (P < 0)) >> (31 + e) of the product
-P = hi * 2^31 + lo. That is (hi + 2^(e - 1) - tie) >> e, where a tie is a negative P with lo = 0; and for e = 0,
-where the 2^30 is needed as in the other case, hi' - tie with hi' and lo' those of P + 2^30.
+With `once` there is one rounding, halves away from zero: (P + 2^(30 + e) - (P < 0)) >> (31 + e) of the
+product P = hi * 2^31 + lo. That is (hi + 2^(e - 1) - tie) >> e, where a tie is a negative P with lo = 0; and
+for e = 0, where the 2^30 is needed as in the other case, hi' - tie with hi' and lo' those of P + 2^30.
 """
 
 from __future__ import annotations
