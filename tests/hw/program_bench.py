@@ -31,7 +31,7 @@ from npu_driver import NpuDriver, Outcome
 from stimulus import rng
 from transfers import bursts
 
-__all__ = ["FETCH_ID", "BenchMismatch", "ProgramBench", "expectation_of_fault", "fits_output_buffer"]
+__all__ = ["FETCH_ID", "BenchMismatch", "ProgramBench", "expectation_of_fault"]
 
 FETCH_ID = 1
 """ARID of command fetches; LOAD reads with 0."""
@@ -195,15 +195,6 @@ def _difference(found: np.ndarray, wanted: np.ndarray) -> list[str]:
         f"{places.size} bytes of memory differ, the first at {at:#x}: {found[at : at + 16].tobytes().hex()} "
         f"instead of {wanted[at : at + 16].tobytes().hex()}"
     ]
-
-
-def fits_output_buffer(p: RandomProgram) -> bool:
-    """Whether each tile fits the output buffer, so that a CONV ends even if its OUTPUT never comes."""
-    return all(
-        c.out_blocks * c.out_height * c.out_width <= p.config.output_depth
-        for c in p.commands
-        if c.opcode is Opcode.CONV
-    )
 
 
 def expectation_of_fault(p: RandomProgram, log: list[Burst]) -> tuple[RandomProgram, Expectation | None]:
