@@ -274,7 +274,7 @@ def _build_entry(
     """Fills `entry`; called with its lock held. The folder appears only when it is complete."""
     if progress is not None:
         variant = "" if waves is Waves.NONE else f" with {waves.value.upper()} waveforms"
-        progress(f"building the RTL simulator{variant} (once for this configuration, up to a minute)")
+        progress(f"building the RTL simulator{variant} (once for this configuration; takes some minutes)")
     # What is missing should be told before Verilator and the compiler run for half a minute.
     compiler = compiler_path()
     if waves is Waves.FST:

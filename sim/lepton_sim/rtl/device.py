@@ -62,7 +62,7 @@ def generated_verilog(config: NPUConfig) -> str:
 class RtlDevice(Device):
     """The Verilog of an NPU, compiled by Verilator and run cycle by cycle in this process.
 
-    The first device of a configuration builds its simulator (up to a minute) into a cache; later ones,
+    The first device of a configuration builds its simulator (some minutes) into a cache; later ones,
     in any process, load it at once.
 
     Args:
