@@ -22,6 +22,7 @@ EXPLAINED = {
     "PROCASSINIT": "a default before a process that assigns always",
     "UNSIGNED": "comparisons of unsigned values with 0 in rules that are generated for all fields",
     "UNUSEDSIGNAL": "yosys names every field and every slice of a struct",
+    "VARHIDDEN": "a signal called `semaphore`, which is also a class in SystemVerilog's std package",
     "WIDTHEXPAND": "yosys leaves widening to Verilog's rules",
     "WIDTHTRUNC": "yosys leaves narrowing to Verilog's rules",
 }
